@@ -1,0 +1,230 @@
+"""Running a check: what its functions record, each arm at its own best learning rate, and resuming after a kill."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import DataError, OptionError
+from luthier.papers.check import Check, Measure
+from luthier.papers.results import FORMAT, Record, Result, Stored, fingerprint
+
+RATES = (1 / 3, 1.0, 3.0)
+"""Multiples of a method's own learning rate that each arm tries, unless a check says otherwise."""
+SHARED = "LUTHIER_SHARED_DATA"
+"""Names the folder of real data sets that some checks measure on; they are not shipped."""
+
+
+@dataclass
+class Run:
+    """What a check's function is given."""
+
+    check: Check
+    work: Path | None = None
+    """Where what is done is kept, so that a check that was killed goes on. None: nowhere."""
+    say: Callable[[str], None] = lambda text: None
+    records: list[Record] = field(default_factory=list)
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    _allowed: tuple[str, ...] = ()
+    _kept: dict[str, Any] = field(default_factory=dict)
+    _before: float = 0.0
+    """Seconds that an interrupted run had spent on what is taken up."""
+
+    def record(self, claim: str, value: Any, *, arm: str = "", seed: int = 0, **about: Any) -> None:
+        """One raw figure for a claim. A truth is recorded as 1 or 0. Raises OptionError for a claim of another function."""
+        if claim not in self._allowed:
+            raise OptionError(
+                f"{self.check.id}: this function measures {', '.join(self._allowed)}, not {claim!r}. Name it in @measures."
+            )
+        self.records.append(Record(claim=claim, arm=arm, seed=seed, value=float(value), about=about))
+
+    def once(self, key: Sequence[Any], function: Callable[[], Any]) -> Any:
+        """`function()`, or what it returned (JSON) before the check was interrupted."""
+        name = json.dumps(list(key))
+        if name not in self._kept:
+            began = time.perf_counter()
+            self._kept[name] = function()
+            if self.work is not None:
+                entry = {"key": name, "value": self._kept[name], "seconds": time.perf_counter() - began}
+                with open(self._journal(), "a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+        return self._kept[name]
+
+    def shared(self, name: str) -> Path:
+        """The folder of a real data set that is not shipped. Raises DataError where it is not at hand."""
+        root = Path(os.environ.get(SHARED, "../shared/data"))
+        if not (root / name).is_dir():
+            raise DataError(
+                f"{self.check.id} measures on {name}, which is not shipped and not in {root}. Set {SHARED} to the folder "
+                "that holds it."
+            )
+        return root / name
+
+    def compare(
+        self,
+        claim: str | Sequence[str],
+        model: Any,
+        data: Any,
+        arms: Mapping[str, Any],
+        *,
+        seeds: Iterable[int] = (0, 1, 2),
+        rates: Sequence[float] = RATES,
+        metric: str | None = None,
+        **settings: Any,
+    ) -> dict[str, dict[int, float]]:
+        """Record the test score of every arm at every seed, each at its own best rate.
+
+        arms: name -> a method, or (method, settings of its own), or a function of the seed for a control that has no
+        learning rate. Each method tries `rates` times its own rate with the first seed, the best on validation is kept, and
+        the test rows are scored once per seed. settings go to `luthier.train.fit`. With several claims the same figures are
+        recorded for each. Returns {arm: {seed: score}}.
+        """
+        claims = [claim] if isinstance(claim, str) else list(claim)
+        metric = metric or data.task.metric
+        seeds = list(seeds)
+        found: dict[str, dict[int, float]] = {}
+        for name, arm in arms.items():
+            if callable(arm) and not hasattr(arm, "phases"):
+                found[name] = {s: float(self.once([claims[0], name, s], partial(arm, s))) for s in seeds}
+                abouts: dict[str, Any] = {}
+            else:
+                method, own = arm if isinstance(arm, tuple) else (arm, {})
+                tuned = _Arm(self, claims[0], name, model, data, method, metric, {**settings, **own})
+                factor = tuned.best(rates, seeds[0])
+                found[name] = {s: tuned.test(factor, s) for s in seeds}
+                abouts = {"rate": float(method.rate) * factor}
+            for s, score in found[name].items():
+                self.say(f"{self.check.id} {claims[0]}: {name}, seed {s}: {metric} {score:.4f}")
+                for c in claims:
+                    self.record(c, score, arm=name, seed=s, **abouts)
+        return found
+
+    def _journal(self) -> Path:
+        assert self.work is not None
+        self.work.mkdir(parents=True, exist_ok=True)
+        return self.work / f"{self.check.id}-{fingerprint(self.check)[:12]}.jsonl"
+
+    def _recall(self) -> None:
+        """Take up what an interrupted run of the same code had done; a last line that was cut off is done again."""
+        if self.work is None or not self._journal().is_file():
+            return
+        for line in self._journal().read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            self._kept[entry["key"]] = entry["value"]
+            self._before += entry["seconds"]
+
+
+@dataclass
+class _Arm:
+    """One method on its way through the grid of rates and the seeds."""
+
+    run: Run
+    claim: str
+    name: str
+    model: Any
+    data: Any
+    method: Any
+    metric: str
+    settings: Mapping[str, Any]
+    _fitted: dict[tuple[float, int], Any] = field(default_factory=dict)
+
+    def best(self, rates: Sequence[float], seed: int) -> float:
+        """The factor whose fit is best on validation; of equals the one nearest to the method's own rate."""
+        found: dict[float, float] = {}
+        for factor in rates:
+            key = [self.claim, self.name, "validation", factor, seed]
+            found[factor] = score = self.run.once(key, partial(self._validation, factor, seed))
+            rate = float(self.method.rate) * factor
+            self.run.say(
+                f"{self.run.check.id} {self.claim}: {self.name} at rate {rate:.2g}: validation {score:.4f}"
+            )
+            self.run.trials.append(
+                {"claim": self.claim, "arm": self.name, "rate": rate, "seed": seed, "validation": score}
+            )
+        best = max(found, key=lambda f: (found[f], -abs(math.log(f))))
+        self._fitted = {k: v for k, v in self._fitted.items() if k[0] == best}
+        return best
+
+    def test(self, factor: float, seed: int) -> float:
+        return float(
+            self.run.once([self.claim, self.name, "test", factor, seed], lambda: self._test(factor, seed))
+        )
+
+    def _validation(self, factor: float, seed: int) -> float:
+        return float(self._fit(factor, seed).score(self.data.validation)[self.metric])
+
+    def _test(self, factor: float, seed: int) -> float:
+        fitted = self._fit(factor, seed)
+        self._fitted.pop((factor, seed), None)
+        return float(fitted.score(self.data.test)[self.metric])
+
+    def _fit(self, factor: float, seed: int) -> Any:
+        from luthier.train.fit import fit
+
+        if (factor, seed) not in self._fitted:
+            rate = None if factor == 1.0 else float(self.method.rate) * factor
+            unseen = replace(self.data, test=None)
+            self._fitted[factor, seed] = fit(
+                self.model, unseen, self.method, seed=seed, rate=rate, progress=False, **self.settings
+            )
+        return self._fitted[factor, seed]
+
+
+def measure(
+    made: Check,
+    *,
+    only: Iterable[str] = (),
+    cheap: bool = False,
+    work: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Result:
+    """Run a check's functions and judge what they record.
+
+    only: claims to measure (whole functions run); empty: all. cheap: only functions that take seconds. The result then
+    holds only what was measured, and the claims left out are judged as not measured.
+    """
+    from luthier.compare.environment import machine, versions
+
+    began = time.perf_counter()
+    run = Run(made, work, say)
+    run._recall()
+    for part in chosen(made, only, cheap):
+        say(f"{made.id}: {part.name.replace('_', ' ')}")
+        run._allowed = part.claims
+        part.function(run)
+        silent = [c for c in part.claims if not any(r.claim == c for r in run.records)]
+        if silent:
+            raise OptionError(
+                f"{made.id}: {part.name} recorded nothing for {', '.join(silent)}. Record a figure for each."
+            )
+    kept = Stored(
+        format=FORMAT,
+        id=made.id,
+        records=tuple(run.records),
+        trials=tuple(run.trials),
+        seconds=round(run._before + time.perf_counter() - began, 1),
+        digest=fingerprint(made),
+        versions=versions(),
+        machine=machine(None),
+        date=datetime.date.today().isoformat(),
+    )
+    return Result(made, kept)
+
+
+def chosen(made: Check, only: Iterable[str] = (), cheap: bool = False) -> list[Measure]:
+    """The functions to run. Raises OptionError for a claim that the check does not make."""
+    wanted = {made.claim(c).id for c in only}
+    return [m for m in made.measured if (not wanted or wanted & set(m.claims)) and (m.cheap or not cheap)]
