@@ -6,6 +6,7 @@ import datetime
 import json
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -108,6 +109,52 @@ class Run:
                 for c in claims:
                     self.record(c, score, arm=name, seed=s, **abouts)
         return found
+
+    def best_rate(
+        self,
+        claim: str,
+        name: str,
+        model: Any,
+        data: Any,
+        method: Any,
+        *,
+        seed: int = 0,
+        rates: Sequence[float] = RATES,
+        metric: str | None = None,
+        **settings: Any,
+    ) -> float:
+        """The learning rate of `rates` times the method's own that is best on validation; every trial is stored."""
+        tuned = _Arm(self, claim, name, model, data, method, metric or data.task.metric, settings)
+        return float(method.rate) * tuned.best(rates, seed)
+
+    def curve(
+        self,
+        claim: str,
+        name: str,
+        model: Any,
+        data: Any,
+        method: Any,
+        *,
+        every: int,
+        seed: int,
+        **settings: Any,
+    ) -> list[tuple[int, dict[str, float]]]:
+        """[(step, validation scores)] every so many steps of a fit; the test rows stay out of it."""
+        from luthier.train.fit import fit
+
+        def go() -> list[Any]:
+            with tempfile.TemporaryDirectory() as out:
+                unseen = replace(data, test=None)
+                fit(
+                    model, unseen, method, out=f"{out}/run", seed=seed, evaluate_every=every, progress=False, **settings
+                )  # fmt: skip
+                lines = map(
+                    json.loads, Path(out, "run", "log.jsonl").read_text(encoding="utf-8").splitlines()
+                )
+                return [[line["step"], line["validation"]] for line in lines if "validation" in line]
+
+        found = self.once([claim, name, "curve", seed], go)
+        return [(step, scores) for step, scores in found]
 
     def _journal(self) -> Path:
         assert self.work is not None

@@ -146,6 +146,23 @@ class Beats(Claim):
         return Verdict(mean, self.threshold, enough and above, low, high, arms)
 
 
+@dataclass(frozen=True)
+class Reported(Claim):
+    """Figures that are shown and not judged: it holds once something was recorded. The figure is the mean."""
+
+    @property
+    def threshold(self) -> str:
+        return "reported, not judged"
+
+    def _judge(self, own: list[Mapping[str, Any]]) -> Verdict:
+        of: dict[str, list[float]] = {}
+        for r in own:
+            of.setdefault(r["arm"], []).append(float(r["value"]))
+        arms = {name: fmean(values) for name, values in of.items()}
+        mean = fmean(_values(own)) if own else None
+        return Verdict(mean, self.threshold, mean is not None and math.isfinite(mean), arms=arms)
+
+
 def interval(values: list[float]) -> tuple[float | None, float | None]:
     """The 95 % interval of a mean by Student's t; (None, None) for fewer than two values, or for NaN."""
     if len(values) < 2 or not all(map(math.isfinite, values)):
