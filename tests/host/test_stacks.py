@@ -126,3 +126,19 @@ def test_a_ladder_with_an_open_gate_hands_on_the_projected_backbone(name: str) -
     assert torch.equal(seen["s"], seen["h"] @ ladder.down[1].mT)
     loss.backward()
     assert all(p.grad is None for p in model.base.parameters())
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "t5", "vit"])
+def test_a_side_network_may_be_drawn_instead_of_cut(name: str) -> None:
+    """Its matrices are others than the pruned ones, as wide, and the same for the same seed."""
+    base = bed.base(name)
+    pruned = Adaptation.new(LST(reduction=2), base).state()
+    drawn, again = (Adaptation.new(LST(reduction=2, initial="random"), base).state() for _ in range(2))
+    other = Adaptation.new(LST(reduction=2, initial="random"), base, seed=1).state()
+    layers = [k for k, v in pruned.items() if ".layers." in k and v.dim() == 2 and "bias" not in k]
+    assert len(layers) > 10
+    for k in layers:
+        assert drawn[k].shape == pruned[k].shape
+        assert torch.equal(drawn[k], again[k])
+        assert not torch.equal(drawn[k], other[k])
+        assert abs(torch.corrcoef(torch.stack([drawn[k].flatten(), pruned[k].flatten()]))[0, 1]) < 0.3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,3 +120,15 @@ def _renumber(module: nn.Module, sizes: Sizes) -> None:
             and value == sizes.old_heads * sizes.head_dim
         ):
             setattr(module, key, inside)
+
+
+def redraw(layers: nn.ModuleList, base: nn.Module, narrower: float, rng: torch.Generator) -> None:
+    """Draw layers anew as the base's family initialises itself; deviations grow with sqrt(narrower), as the fan-in shrank."""
+    begin: Any = getattr(base, "_init_weights", lambda m: getattr(m, "reset_parameters", lambda: None)())
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
+        for module in layers.modules():
+            begin(module)
+        for p in layers.parameters():
+            if p.dim() == 2:
+                p.mul_(narrower**0.5)

@@ -6,12 +6,13 @@ No gradient enters the backbone, so its activations are not kept and its outputs
 Layers start as the backbone's own blocks, structurally pruned by magnitude (whole heads, largest hidden units).
 Not an identity at step 0; not a weight change: it cannot merge. Encoder-decoders get a ladder for each half.
 
-Differs: scores by magnitude, not Fisher; no side layer is dropped.
+Differs: scores by magnitude, not Fisher; no side layer is dropped. `initial="random"` draws the layers and projections
+instead, as the paper's ablation does.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import PositiveInt
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from luthier.errors import OptionError
 from luthier.host.part import method
 from luthier.host.places import Stack
-from luthier.starts.narrow import Sizes, largest, narrow
+from luthier.starts.narrow import Sizes, largest, narrow, redraw
 
 
 class Ladder(nn.Module):
@@ -39,6 +40,7 @@ class Ladder(nn.Module):
 @method("lst", targets="block", rate=3e-3)
 class LST(Stack):
     reduction: PositiveInt = 4  # the side network's width is the backbone's divided by this
+    initial: Literal["pruned", "random"] = "pruned"  # side layers cut from the backbone's, or drawn
 
     frozen_blocks = True
 
@@ -80,7 +82,12 @@ class LST(Stack):
                 if isinstance(getattr(m, "layer_idx", None), int):
                     m.layer_idx = len(tower.blocks) + i  # type: ignore[assignment]
             layers.append(layer)
-        return Ladder(layers, tower.width, keep, rng)
+        made = Ladder(layers, tower.width, keep, rng)
+        if self.initial == "random":
+            redraw(made.layers, base, tower.width / count, rng)
+            for p in made.down:
+                p.data = torch.randn(p.shape, generator=rng) * tower.width**-0.5
+        return made
 
     def run(self, blocks, h, ts, network, ctx):
         def to(p):
