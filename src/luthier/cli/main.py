@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from luthier import __version__
-from luthier.cli import evaluate, fit, methods, predict, sites
+from luthier.cli import convert, evaluate, fit, methods, predict, sites
 from luthier.errors import LuthierError
 
 HELP = (
@@ -45,6 +45,7 @@ def every_command(
 app.command("fit")(fit.fit)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("convert")(convert.convert)
 app.command("methods")(methods.methods)
 app.command("sites")(sites.sites)
 
