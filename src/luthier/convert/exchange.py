@@ -85,6 +85,8 @@ def from_peft(folder: str | os.PathLike, model: Any, *, drop: Collection[str] = 
         raise FileFormatError(
             f"{CONFIG}: peft_type={found.kind[:40]!r} can't be converted; {', '.join(KINDS)} can. Merge it in peft and load the merged model."
         )
+    if "modules_to_save" in drop:
+        found = found.without(found.config.get("modules_to_save"))
     read = import_module(f"luthier.convert.{KINDS[found.kind]}").from_folder(found, base, frozenset(drop))
     fingerprint = getattr(model, "fingerprint", None) or _fingerprint(base)
     extra, head = read_extra(found.path, fingerprint)

@@ -44,10 +44,19 @@ class Folder(NamedTuple):
     path: Path
     config: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
+    dropped: frozenset[str] = frozenset()
+    """Tensors that the user said to leave out."""
 
     @property
     def kind(self) -> str:
         return self.config["peft_type"]
+
+    def without(self, modules: Any) -> Folder:
+        """The folder without the tensors of these modules."""
+        if not isinstance(modules, list) or not all(isinstance(m, str) and m for m in modules):
+            return self
+        out = frozenset(k for k in self.shapes if any(f".{m}." in k for m in modules))
+        return self._replace(shapes={k: s for k, s in self.shapes.items() if k not in out}, dropped=out)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors as float32, in memory of their own; FileFormatError for values that are not finite."""
@@ -57,6 +66,7 @@ class Folder(NamedTuple):
             found = read(self.path / TENSORS)
         except ModelError as error:
             raise FileFormatError(str(error)) from None
+        found = {k: v for k, v in found.items() if k not in self.dropped}
         if {k: tuple(v.shape) for k, v in found.items()} != self.shapes:
             raise FileFormatError(f"{TENSORS} changed while it was read. Convert it again.")
         for name, value in found.items():
