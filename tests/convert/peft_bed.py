@@ -17,7 +17,9 @@ CLOSE = 1e-5
 
 def base(name):
     model = bed.base(name)
-    if name == "t5":  # peft 0.21 keeps this function of transformers 4 for generation; a forward does not need it
+    if (
+        name == "t5"
+    ):  # peft 0.21 keeps this function of transformers 4 for generation; a forward does not need it
         model._prepare_encoder_decoder_kwargs_for_generation = None
     return model
 

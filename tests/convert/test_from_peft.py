@@ -26,7 +26,9 @@ def configs(name):
     kind = {"task_type": TYPES[name]}
     made = {
         "lora": peft.LoraConfig(r=4, lora_alpha=7, **kind),
-        "lora-everywhere": peft.LoraConfig(r=3, use_rslora=True, target_modules="all-linear", lora_dropout=0.1, **kind),
+        "lora-everywhere": peft.LoraConfig(
+            r=3, use_rslora=True, target_modules="all-linear", lora_dropout=0.1, **kind
+        ),
         "ia3": peft.IA3Config(**kind),
         "prompt": peft.PromptTuningConfig(num_virtual_tokens=3, **kind),
     }
@@ -230,7 +232,7 @@ def test_a_prefix_is_refused_within_a_window(tmp_path):
 def test_positions_move_only_in_the_rows_that_a_prefix_serves():
     model = bed.adapted(PTuningV2(length=3, positions="after"), "bert")
     x = batch("bert")
-    alone, bare = model(x).hidden, model.base(**x).last_hidden_state if False else theirs(base("bert"), "bert")
+    alone, bare = model(x).hidden, theirs(base("bert"), "bert")
     mixed = model({**x, "adaptation": ["main", None, "main", None]}).hidden
     keep = x["attention_mask"][:, :, None]
     bed.close(mixed[[0, 2]], alone[[0, 2]], 1e-5)
@@ -239,7 +241,7 @@ def test_positions_move_only_in_the_rows_that_a_prefix_serves():
 
 def test_cached_generation_counts_positions_after_the_prefix():
     model = bed.adapted(PTuningV2(length=3, positions="after"), "gpt2")
-    ids = batch("gpt2", )["input_ids"][:2, :5]
+    ids = batch("gpt2")["input_ids"][:2, :5]
     mask = torch.ones_like(ids)
     options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": mask}
     cached = model.base.generate(ids, **options)

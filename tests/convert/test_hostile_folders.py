@@ -75,8 +75,13 @@ def test_a_tensor_of_integers_is_refused(folder):
 
 
 def test_another_base_is_refused(folder):
-    with pytest.raises(LuthierError):
-        from_peft(folder, bed.base("llama"))
+    """peft's layout names no base, so that only its sizes and names can tell."""
+    import transformers as tr
+
+    config = bed.base("bert").config
+    config.hidden_size, config.intermediate_size = 48, 96
+    with pytest.raises(LuthierError, match="base"):
+        from_peft(folder, tr.BertModel(config, add_pooling_layer=False))
 
 
 def test_a_truncated_file_is_refused(folder):

@@ -51,7 +51,9 @@ def test_peft_computes_what_luthier_does_and_the_way_back_too(name, key, tmp_pat
     same(name, ours(made, name), z)
     back = from_peft(tmp_path / "a", bed.base(name))
     same(name, ours(back, name), z)
-    assert all("filled with zeros" in n for n in back.about["notes"])  # a slice has another rank than the whole
+    assert all(
+        "filled with zeros" in n for n in back.about["notes"]
+    )  # a slice has another rank than the whole
 
 
 def test_peft_adapts_exactly_the_chosen_modules(tmp_path):
@@ -81,7 +83,10 @@ def test_names_that_are_suffixes_of_others_become_an_expression():
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_a_weighted_sum_of_lora_is_one_adapter(name, tmp_path):
-    a, b = fresh(name, LoRA(rank=4)), fresh(name, LoRA(rank=2, alpha=3, targets="*attention.query | mlp.up"), seed=5)
+    a, b = (
+        fresh(name, LoRA(rank=4)),
+        fresh(name, LoRA(rank=2, alpha=3, targets="*attention.query | mlp.up"), seed=5),
+    )
     mixed = 0.7 * a - 0.3 * b
     to_peft(mixed, bed.base(name), tmp_path / "a")
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())

@@ -96,7 +96,7 @@ def from_peft(folder: str | os.PathLike, model: Any, *, drop: Collection[str] = 
     made.about = {**made.about, "from": f"peft {found.kind}", "notes": [*read.notes, *dropped]}
     name = getattr(model, "name", None)
     if name is not None:
-        made.about.setdefault("base", name)
+        made.about["base"] = name
     if made.task is None and getattr(model, "generates", False):
         _writes(made, model)
     return made

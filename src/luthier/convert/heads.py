@@ -32,6 +32,7 @@ def write_extra(adaptation: Any, fingerprint: str) -> dict[str, bytes]:
         "base": fingerprint,
         **{k: card[k] for k in ("head", "task", "preprocess", "about")},
     }
+    about["about"] = {k: v for k, v in card["about"].items() if k != "base"}  # may be a path of this machine
     files = {EXTRA: json.dumps(about, indent=1, sort_keys=True).encode()}
     if tensors:
         files[EXTRA_TENSORS] = save({k: v.detach().float().cpu().contiguous() for k, v in tensors.items()})
@@ -68,6 +69,8 @@ def read_extra(folder: Path, fingerprint: str) -> tuple[dict[str, Any], dict[str
             raise FileFormatError(
                 f"This adapter belongs to another base (fingerprint {str(found['base'])[:12]}), not to this one ({fingerprint[:12]}). Load the model that it was trained on."
             )
+        if found["head"] is None and (folder / EXTRA_TENSORS).exists():
+            raise FileFormatError(f"{EXTRA} names no head, but {EXTRA_TENSORS} holds one. Export it again.")
         tensors = read(folder / EXTRA_TENSORS) if found["head"] is not None else {}
     except ModelError as error:
         raise FileFormatError(str(error)) from None
