@@ -187,6 +187,7 @@ def test_the_body_of_a_classifier_is_carried_when_its_head_is_dropped(tmp_path):
         ({"r": 10**12}, "r=1000000000000"),
         ({"r": 5}, "for rank 5 this model needs"),
         ({"rank_pattern": {"query": 5}}, "for rank 5 this model needs"),
+        ({"rank_pattern": {"query": 0}}, "for rank 0 this model needs"),
         ({"target_modules": ["query", "value", "key"]}, "no tensors for it"),
         ({"target_modules": ["query"]}, "does not select"),
         ({"layers_to_transform": [0]}, "does not select"),

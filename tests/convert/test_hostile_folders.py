@@ -106,6 +106,18 @@ def test_a_large_tensor_is_refused_by_its_shape(lora, monkeypatch):
     refused(lora, "this model needs")
 
 
+@pytest.mark.parametrize(
+    "module", ["encoder.layer.0", "encoder.layer.0.attention.self", "embeddings.word_embeddings", ""]
+)
+def test_modules_that_are_not_linear_are_refused(lora, module):
+    with edited(lora) as (config, tensors):
+        tensors.clear()
+        tensors[f"base_model.model.{module}.lora_A.weight"] = torch.zeros(4, 32)
+        tensors[f"base_model.model.{module}.lora_B.weight"] = torch.zeros(32, 4)
+        config["target_modules"] = [module]
+    refused(lora, "no linear layer")
+
+
 def test_pickles_are_refused_and_not_opened(lora):
     (lora / "adapter_model.safetensors").rename(lora / "adapter_model.bin")
     refused(lora, "pickled, which can run code")

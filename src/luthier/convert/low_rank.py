@@ -153,7 +153,7 @@ def _ranks(folder: Folder, modules: Mapping[str, Mapping[str, str]], sites: Mapp
         wanted = first_match(patterns, name)
         rank = default if wanted is None else wanted
         site, a, b = sites[name], folder.shapes[keys[A]], folder.shapes[keys[B]]
-        if a != (rank, site.in_features) or b != (site.out_features, rank):
+        if rank < 1 or a != (rank, site.in_features) or b != (site.out_features, rank):
             raise FileFormatError(
                 f"The tensors at {name[:120]!r} are {a} and {b}; for rank {rank:g} this model needs ({rank:g}, {site.in_features}) "
                 f"and ({site.out_features}, {rank:g}): it is another base, or {CONFIG} is not this file's."

@@ -89,7 +89,7 @@ def resolve(base: nn.Module, structure: Structure, names: Iterable[str]) -> Reso
     names = list(names)
     if not names:
         raise FileFormatError("The file holds no tensors of adapted modules. Save the adapter anew.")
-    sites = {s.name: s for s in structure.sites if s.rows is None}
+    sites = {s.name: s for s in structure.sites if s.rows is None and is_linear(base.get_submodule(s.path))}
     body = (getattr(base, "base_model_prefix", "") or "") + "."
     same, less, more = (lambda n: n), (lambda n: n.removeprefix(body)), (lambda n: body + n)
     for rule, back in ((same, same), (less, more), (more, less)):
@@ -97,7 +97,7 @@ def resolve(base: nn.Module, structure: Structure, names: Iterable[str]) -> Reso
             return Resolved({n: sites[rule(n)] for n in names}, back)
     odd = next(n for n in names if n not in sites)
     raise FileFormatError(
-        f"The adapter changes the module {odd[:120]!r}, which {structure.model} does not have: it is for another base."
+        f"The adapter changes the module {odd[:120]!r}, which is no linear layer of {structure.model}: it is for another base, or for other layers than can be converted."
     )
 
 
