@@ -116,7 +116,7 @@ def test_heads_of_a_sum_are_refused(fitted, model, tmp_path):
         (lambda e: e.update(format=2), "another format"),
         (lambda e: e.update(more=1), "unknown keys"),
         (lambda e: e["head"].update({"is": "lora"}), "head|layouts|missing|options"),
-        (lambda e: e["head"].update({"classes": 3}), "expected"),
+        (lambda e: e["head"].update({"classes": 4}), "expected"),
         (lambda e: e["head"].update({"classes": 10**9}), "bytes"),
         (lambda e: e["task"].update({"kind": "dance"}), "Not a task"),
         (lambda e: e.update(head=None), "luthier_head"),
