@@ -63,8 +63,8 @@ def theirs(model, name, inputs=None):
 
 
 @torch.no_grad()
-def ours(adaptation, name, inputs=None):
-    model = Adapted(bed.base(name))
+def ours(adaptation, name, inputs=None, dtype=torch.float32):
+    model = Adapted(bed.base(name).to(dtype))
     model.attach("a", adaptation)
     out = model.eval()(inputs or batch(name))
     return out.logits if out.logits is not None else out.hidden

@@ -77,7 +77,8 @@ def test_ranks_scalings_targets_and_layers(rank, alpha, root, seed, targets, ran
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("a")
     model, made = saved("bert", config, folder / "a", seed)
-    same("bert", ours(made, "bert"), theirs(model, "bert"))
+    # in float64: large updates amplify the rounding of float32 beyond 1e-5, seen 3e-5, whoever computes them
+    same("bert", ours(made, "bert", dtype=torch.float64), theirs(model.double(), "bert"))
     names = {n.removeprefix("base_model.model.") for n, m in model.named_modules() if hasattr(m, "lora_A")}
     assert {a.site.path for a in made.at()} == names
 

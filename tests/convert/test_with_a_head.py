@@ -3,6 +3,7 @@
 peft has no place for a linear head on mean pooling: the body is its adapter, the head lies beside it.
 """
 
+import importlib
 import json
 import warnings
 
@@ -162,7 +163,8 @@ def test_a_language_models_adapter_is_ready_to_write(tmp_path):
 def loaded(model, monkeypatch):
     """Commands get the model that is loaded already."""
     asked = []
-    monkeypatch.setattr("luthier.models.load.load", lambda name, **_: asked.append(name) or model)
+    module = importlib.import_module("luthier.models.load")  # the package's attribute is the function
+    monkeypatch.setattr(module, "load", lambda name, **_: asked.append(name) or model)
     return asked
 
 
