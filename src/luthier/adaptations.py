@@ -16,6 +16,7 @@ LARGEST_CARD = 64 * 2**20
 def load_adaptation(folder: str | Path, model: Any) -> Any:
     """What `luthier.fit` returned, from the folder it was saved to, on its base `model`.
 
+    An adaptation without a task (converted from another library) comes by itself: `with model.attached(it)`.
     Raises RunError for a folder without an adaptation, FileFormatError for a damaged one or another base.
     """
     from luthier.methods import load_all

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from luthier import __version__
-from luthier.cli import evaluate, fit, methods, predict, sites, testbed
+from luthier.cli import convert, evaluate, fit, methods, predict, sites, testbed
 from luthier.errors import LuthierError
 
 HELP = (
@@ -45,6 +45,7 @@ def every_command(
 app.command("fit")(fit.fit)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("convert")(convert.convert)
 app.command("methods")(methods.methods)
 app.command("sites")(sites.sites)
 app.add_typer(testbed.app, name="testbed")
@@ -55,7 +56,7 @@ def _add_rooms() -> None:
     from importlib import import_module
     from importlib.util import find_spec
 
-    for name in ("compare", "papers", "check"):
+    for name in ("compare", "papers", "check", "bench"):
         if find_spec(f"luthier.cli.{name}"):
             app.command(name)(getattr(import_module(f"luthier.cli.{name}"), name))
 
@@ -84,6 +85,16 @@ def pairs_after_set(arguments: Sequence[str]) -> list[str]:
     return result
 
 
+def address_after_ray(arguments: Sequence[str]) -> list[str]:
+    """Let `--ray` stand without an address: `--ray` becomes `--ray auto`."""
+    result: list[str] = []
+    for i, argument in enumerate(arguments):
+        result.append(argument)
+        if argument == "--ray" and (i + 1 == len(arguments) or arguments[i + 1].startswith("-")):
+            result.append("auto")
+    return result
+
+
 def _is_pair(argument: str) -> bool:
     return "=" in argument and not argument.startswith("-")
 
@@ -96,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a label that the terminal cannot show is no reason to fail
             stream.reconfigure(errors="backslashreplace")
     # Accepted anywhere, also behind the command, where people write it.
-    given = pairs_after_set([a for a in given if a != "--debug"])
+    given = address_after_ray(pairs_after_set([a for a in given if a != "--debug"]))
     try:
         code = app(given, prog_name="luthier", standalone_mode=False)
         sys.stdout.flush()
@@ -151,5 +162,9 @@ def _usage(error: Any) -> int:
 
 def _say(text: Any) -> None:
     from luthier.cli.show import plain
+    from luthier.train.launched import first_to_fail
+
+    if not first_to_fail():
+        return
 
     print(f"error: {plain(text)}", file=sys.stderr, flush=True)

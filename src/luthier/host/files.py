@@ -64,12 +64,12 @@ def save(
         CARD: json.dumps(card, indent=1, sort_keys=True).encode(),
         README: readme(adaptation, card).encode(),
     }
-    _write(folder, files)
+    write_folder(folder, files)
     return folder
 
 
-def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """Write aside, sync, rename: a crash leaves the old folder or the new one."""
+def write_folder(folder: Path, files: dict[str, bytes]) -> None:
+    """Write aside, sync, rename: a crash leaves the old folder or the new one. RunError where the disk is full."""
     aside = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

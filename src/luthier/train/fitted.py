@@ -113,6 +113,18 @@ class Fitted:
         save(self.adaptation, Path(folder), self.model.fingerprint)
         return Path(folder)
 
+    def export(self, folder: str | Path, to: str = "peft") -> list[str]:
+        """Write the adaptation as another library's adapter (`luthier.convert`); back: `luthier.convert.from_peft`.
+
+        Returns what that layout cannot say, one line each (an output head is kept beside it). ModelError where the
+        library has no equal of the method.
+        """
+        from luthier.convert import to_peft
+
+        if to != "peft":
+            raise OptionError(f"Adapters are exported to peft, not to {to!r}: to='peft'.")
+        return to_peft(self.adaptation, self.model, folder)
+
 
 @contextmanager
 def attached(model: Any, adaptation: Any) -> Iterator[Any]:
@@ -156,8 +168,11 @@ class Inputs:
         return len(self.inputs)
 
 
-def load_fitted(folder: str | Path, model: Any) -> Fitted:
-    """A saved adaptation with the model that it belongs to. `folder`: an adaptation's folder, or a run's."""
+def load_fitted(folder: str | Path, model: Any) -> Any:
+    """A saved adaptation with the model that it belongs to. `folder`: an adaptation's folder, or a run's.
+
+    One that carries no task (converted from another library) is returned by itself: it can be attached, not scored.
+    """
     from luthier.host.files import load
 
     path = Path(folder)
@@ -170,7 +185,7 @@ def load_fitted(folder: str | Path, model: Any) -> Fitted:
         raise FileFormatError(
             f"{metrics} is damaged: give the adaptation's own folder, {inside}, or fit again."
         ) from None
-    return as_fitted(adaptation, model, found)
+    return adaptation if adaptation.task is None else as_fitted(adaptation, model, found)
 
 
 def as_fitted(adaptation: Any, model: Any, metrics: dict[str, Any] | None = None) -> Fitted:
@@ -180,7 +195,7 @@ def as_fitted(adaptation: Any, model: Any, metrics: dict[str, Any] | None = None
 
     if adaptation.task is None:
         raise FileFormatError(
-            "The adaptation carries no task: it was not made by fit. Use load_adaptation()."
+            "The adaptation carries no task: it was not made by fit. Attach it instead: model.attached(adaptation)."
         )
     pre = preprocess_from_settings(adaptation.preprocess, model)
     task, about = Task.from_card(adaptation.task), adaptation.about

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from luthier.errors import ModelError
 from luthier.host.bridge import bridge
 from luthier.host.part import Part, T
 
 if TYPE_CHECKING:
     from luthier.host.adapted import Adapted
     from luthier.host.context import Context
-    from luthier.host.placed import Placed
+    from luthier.host.placed import At, Placed
+    from luthier.host.sites import Tower
+
+POSITIONS = re.compile(r"(^|\.)(wpe|(embed_)?positions?(_embeddings?)?|pos_emb(ed(ding)?)?s?)$")
 
 
 class AttentionEdit(Part):
     """keys_values(t, ctx) -> two of (heads, length, head_dim) or (rows, heads, length, head_dim), never masked;
     or attend(q, k, v, mask, out, t, ctx) -> out, (rows, tokens, heads, head_dim).
 
-    Content positions start at 0: prefixes take none.
+    Content positions start at 0: prefixes take none, unless `shift` says by how many they move.
     """
 
     keys_values: ClassVar[Any] = None
@@ -29,5 +34,54 @@ class AttentionEdit(Part):
     def function(self, args: tuple, t: T, ctx: Context) -> Tensor:
         return self.attend(*args, t, ctx)
 
+    def shift(self) -> int:
+        """By how much the positions of the content grow, in models that look positions up in a table."""
+        return 0
+
     def install(self, placed: Placed, adapted: Adapted) -> Iterator[Any]:
         yield from bridge(placed, adapted)
+        if not self.shift():
+            return
+        tower = adapted.structure.tower(placed.sites[0].tower)
+        tables = position_tables(adapted.base, tower)
+        if not tables:
+            raise ModelError(
+                f"{self.name} moves the positions of its input, but {adapted.structure.model} looks up no positions in a table. "
+                "Leave them as they are (positions='own')."
+            )
+        for path in tables:
+            yield adapted.base.get_submodule(path).register_forward_pre_hook(Shifted(placed.ats()[0]).move)
+
+
+class Shifted:
+    """Moves the positions that a table is asked for, in the rows that a part serves."""
+
+    def __init__(self, at: At):
+        self.at = at
+
+    def move(self, table: Any, args: tuple) -> Any:
+        at, ctx = self.at, self.at.ctx
+        if not at.on or ctx is None:
+            return None
+        positions, n = args[0], at.part.shift()
+        if positions.shape[-1] + n > table.num_embeddings:
+            raise ModelError(
+                f"{n} positions of the prefix and {positions.shape[-1]} of the input do not fit the model's {table.num_embeddings}. "
+                f"Use inputs of at most {table.num_embeddings - n} tokens (max_length)."
+            )
+        rows = ctx.rows.get(at.placed.owner)
+        return (positions + (n if rows is None else n * rows.long()[:, None]),)
+
+
+def position_tables(base: nn.Module, tower: Tower) -> list[str]:
+    """Paths of the embeddings in which a tower looks up absolute positions; none for rotary or relative ones."""
+    prefix = tower.entry + "." if tower.entry else ""
+    return [
+        name
+        for name, module in base.named_modules()
+        if name.startswith(prefix)
+        and POSITIONS.search(name)
+        and isinstance(module, nn.Embedding)
+        and type(module).forward is nn.Embedding.forward
+        and not name.startswith(tuple(b + "." for b in tower.blocks))
+    ]

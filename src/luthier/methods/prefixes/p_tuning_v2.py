@@ -5,17 +5,20 @@ Trained: 2 * layers * length * kv_heads * head_dim. Not an identity at step 0; n
 
 reparameterise: prefix = tanh(E W1 + b1) W2 + b2 with E: (length, d), W1: (d, inner), W2: (inner, 2 * layers * kv width).
 
-Differs: content positions start at 0 (the public code lets the library shift BERT's by the length); without
-reparameterisation keys and values begin normal with standard deviation `std`.
+Differs: content positions start at 0 (the public code lets the library shift BERT's by the length: positions="after" does
+so); without reparameterisation keys and values begin normal with standard deviation `std`.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.nn.functional import dropout
 
+from luthier.errors import OptionError
 from luthier.host.part import Free, Source, Spec, method, normal, register, zeros
 from luthier.host.places import AttentionEdit
 
@@ -65,6 +68,9 @@ class PTuningV2(AttentionEdit):
     std: NonNegativeFloat = 0.5  # standard deviation of keys and values at the start
     prefix_dropout: NonNegativeFloat = 0.0  # dropout on the prefix while training
     reparameterise: bool = False  # make all layers' prefixes by one MLP (Li & Liang 2021)
+    positions: Literal["own", "after"] = (
+        "own"  # the input's positions in a table: from 0, or after the prefix as in peft
+    )
 
     def __post_init__(self):
         if self.reparameterise and type(self.source) is Free:
@@ -72,6 +78,15 @@ class PTuningV2(AttentionEdit):
 
     def tensors(self, site, layout):
         return {k: Spec((site.heads, self.length, site.head_dim), normal(self.std)) for k in ("K", "V")}
+
+    def shift(self) -> int:
+        return self.length if self.positions == "after" else 0
+
+    def check(self, sites) -> None:
+        if self.shift() and 0 not in {s.layer for s in sites}:
+            raise OptionError(
+                f"{self.name}: positions='after' changes the input of the first block, which is not among the targets. Add it, or leave positions='own'."
+            )
 
     def keys_values(self, t, ctx) -> tuple[Tensor, Tensor]:
         p = self.prefix_dropout
