@@ -213,7 +213,7 @@ def test_an_unknown_name_lists_what_there_is(load):
     from luthier.data.builtin import BUILTIN, builtin
 
     assert (
-        set(BUILTIN) == {"pydocs", "papers", "digits"}
+        set(BUILTIN) == {"pydocs", "papers", "digits", "entities"}
         and load("builtin:pydocs").digest == load("pydocs").digest
     )
     with pytest.raises(DataError, match=r"builtin:pydocs.*builtin:papers.*builtin:digits"):

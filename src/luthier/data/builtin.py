@@ -21,6 +21,7 @@ BUILTIN: dict[str, str] = {
     "pydocs": "4,079 one-line summaries of Python's standard library -> the topic of their module (12)",
     "papers": "the mechanisms of 374 papers -> their family (15)",
     "digits": "1,797 images of handwritten digits, 8 x 8 -> the digit (10), from scikit-learn",
+    "entities": "2,750 generated sentences -> persons, places and organisations, which share their names (IOB2 tags)",
 }
 """Name -> what it is, in one line."""
 
@@ -37,7 +38,7 @@ def builtin(name: str) -> Data:
         raise DataError(
             f"No embedded data is called {name!r}. {hint}There are: {', '.join(PREFIX + n for n in BUILTIN)}"
         )
-    return {"pydocs": _pydocs, "papers": _papers, "digits": _digits}[short]()
+    return {"pydocs": _pydocs, "papers": _papers, "digits": _digits, "entities": _entities}[short]()
 
 
 def _pydocs() -> Data:
@@ -76,6 +77,28 @@ def _digits() -> Data:
         label="digit",
         modality="image",
     )
+
+
+def _entities() -> Data:
+    """Words and IOB2 tags; names are disjoint between the parts. Generated in a fraction of a second."""
+    import numpy as np
+
+    from luthier.data.recipes.entities import KINDS, ROWS, rows
+    from luthier.data.split import Data, Split
+    from luthier.data.task import Task
+
+    labels = tuple(sorted(["O", *(f"{mark}-{kind}" for mark in "BI" for kind in KINDS)]))
+    number = {tag: i for i, tag in enumerate(labels)}
+
+    def part(which: str) -> Split:
+        found = rows(which)
+        targets = [np.array([number[tag] for tag in tags], dtype=np.int64) for _, tags in found]
+        return Split([words for words, _ in found], targets)
+
+    task = Task(kind="tagging", modality="words", labels=labels, input="tokens", label="tags")
+    notes = ("The sentences are generated; the names that kinds share are others in train and in test rows",)
+    train, validation, test = (part(which) for which in ROWS)
+    return Data(train, validation, test, task, PREFIX + "entities", notes)
 
 
 def _divided(

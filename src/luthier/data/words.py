@@ -52,7 +52,9 @@ def _lists(values: Any) -> list[Any] | None:
         return None
     some = list(values[:_SAMPLE])
     good = all(
-        value is None or isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)
+        value is None
+        or isinstance(value, list | tuple)
+        or (isinstance(value, np.ndarray) and value.ndim == 1)
         for value in some
     )
     return some if good and any(value is not None and len(value) for value in some) else None
