@@ -103,7 +103,7 @@ def test_predictions_that_do_not_fit_raise(said, message):
 
 
 def test_counts_weights_and_the_tag_of_what_is_unknown():
-    assert entity_counts("B-PER O".split(), "B-PER B-LOC".split()) == (1, 3)
+    assert entity_counts(["B-PER", "O"], ["B-PER", "B-LOC"]) == (1, 3)
     split = Split([("a", "b", "c"), ("d",)], indices(["B-PER O O", "O"]))
     weights = class_weights(split, task())
     assert weights[1] / weights[4] == pytest.approx(3) and weights[[1, 4]].mean() == pytest.approx(1)

@@ -89,7 +89,7 @@ def test_unknown_tags_two_columns_of_tags_and_words_without_tags_are_refused(tmp
     with pytest.raises(OptionError, match="needs tags that mark entities"):
         load_data((WORDS, [["X" if "-" in t else "Y" for t in row] for row in TAGS]), metric="entity_f1")
     (tmp_path / "a.conll").write_text("Ann B-PER\nmet\n")
-    with pytest.raises(DataError, match="a.conll line 2 has no word with a tag"):
+    with pytest.raises(DataError, match=r"a\.conll line 2 has no word with a tag"):
         load_data(str(tmp_path / "a.conll"))
 
 
