@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,7 +60,9 @@ def test_it_learns_what_no_word_tells_saves_and_loads(tmp_path):
     from luthier.data.scores import scores
 
     model, given = bed.model(), data(train=256)
-    fitted = fit(model, given, Full(), out=tmp_path / "run", **quick(epochs=12, rate=3e-3))
+    fitted = fit(
+        model, given, Full(), out=tmp_path / "run", **quick(epochs=20, rate=3e-3, evaluate_every=1000)
+    )
     found = fitted.metrics["test"]
     baselines = {
         name: scores(
@@ -70,8 +73,9 @@ def test_it_learns_what_no_word_tells_saves_and_loads(tmp_path):
         for name in ("majority", "word", "probe")
     }
     assert baselines["majority"]["entity_f1"] == 0
-    assert found["entity_f1"] > 0.9 > 0.6 > baselines["word"]["entity_f1"]
-    assert found["entity_f1"] > baselines["probe"]["entity_f1"] > baselines["majority"]["entity_f1"]
+    assert (
+        found["entity_f1"] > 0.75 > 0.4 > max(baselines["word"]["entity_f1"], baselines["probe"]["entity_f1"])
+    )
     loaded = load_fitted(tmp_path / "run", bed.model())
     assert loaded.score(given.test) == pytest.approx(found)
     for a, b in zip(loaded.predict_proba(given.test.inputs), fitted.predict_proba(given.test.inputs)):
@@ -115,9 +119,7 @@ def test_every_method_gives_every_token_its_own_logits(method, name):
         other["input_ids"][0, -1] = (other["input_ids"][0, -1] + 1) % 30 + 2
         assert not torch.equal(adapted(other).logits[0, 0], found[0, 0])
     found.pow(2).mean().backward()
-    assert (
-        all(p.grad is not None for p in made.head_parameters()) if hasattr(made, "head_parameters") else True
-    )
+    assert any(p.grad is not None for p in made.trainable().values())
 
 
 def test_a_mixed_batch_gives_each_row_its_own_head():
@@ -125,25 +127,22 @@ def test_a_mixed_batch_gives_each_row_its_own_head():
     head = LinearHead(classes=3, pooling="none", width=4)
     x, w, b = torch.randn(2, 5, 4), torch.randn(2, 3, 4), torch.randn(2, 3)
 
-    class Both:
-        W, b = w, None
-
-    both = Both()
-    both.b = b
-    found = head.logits(x, None, both, None)
+    found = head.logits(x, None, SimpleNamespace(W=w, b=b), None)
     for i in range(2):
         assert torch.allclose(found[i], x[i] @ w[i].T + b[i], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder", "encoder-decoder"])
 def test_fit_tags_with_every_kind_of_model(kind):
-    fitted = fit(bed.model(kind), data(), bed.lora(), **quick())
+    # a head reads T5's encoder: sites of its decoder would be dead, as for classification
+    own = {"targets": "encoder.block.*.q | encoder.block.*.v"} if kind == "encoder-decoder" else {}
+    fitted = fit(bed.model(kind), data(), bed.lora(**own), **quick(epochs=1))
     assert set(fitted.metrics["test"]) == {"entity_f1", "accuracy", "macro_f1"}
     assert fitted.metrics["parameters_head"] == 4 * 33
 
 
 def test_micro_batches_equal_the_large_batch():
-    given, found = data(), []
+    given, found = data(train=32, validation=0, test=0), []
     for micro in (None, 5, 1):
         options = quick(class_weights=True, micro_batch=micro)
         found.append(bed.state_of(fit(bed.model(), given, bed.lora(), **options)))
@@ -169,8 +168,9 @@ def test_the_loss_is_the_mean_over_tagged_tokens():
 @pytest.mark.parametrize("method", ["lora", "cache"])
 def test_an_interrupted_run_resumes_bitwise_also_with_the_cache(method, tmp_path, monkeypatch):
     make = {"lora": bed.lora, "cache": lambda: LoRA(rank=2, targets="attention.query[-1:]")}[method]
-    options = quick(checkpoint_every=1, epochs=3)
-    whole = fit(bed.model(), data(), make(), **options)
+    options = quick(checkpoint_every=1)
+    given = data(train=48, validation=8, test=8)
+    whole = fit(bed.model(), given, make(), **options)
 
     class Stop(Exception):
         pass
@@ -179,13 +179,13 @@ def test_an_interrupted_run_resumes_bitwise_also_with_the_cache(method, tmp_path
 
     def barrier(point):
         seen[0] += point == "renamed"
-        if seen[0] == 5:
+        if seen[0] == 4:
             raise Stop
 
     with monkeypatch.context() as patched, pytest.raises(Stop):
         patched.setattr(checkpoint, "_barrier", barrier)
-        fit(bed.model(), data(), make(), out=tmp_path / "run", **options)
-    again = fit(bed.model(), data(), make(), out=tmp_path / "run", **options)
+        fit(bed.model(), given, make(), out=tmp_path / "run", **options)
+    again = fit(bed.model(), given, make(), out=tmp_path / "run", **options)
     assert (
         bed.same(bed.state_of(whole), bed.state_of(again)) and again.metrics["test"] == whole.metrics["test"]
     )
@@ -198,7 +198,8 @@ def test_words_beyond_the_window_are_called_what_the_card_says(tmp_path, capsys)
     fitted = fit(model, data(), bed.lora(), **quick(progress=True, out=tmp_path / "run"))
     said = capsys.readouterr().err
     assert "rows are cut to 6 tokens" in said and "words are beyond that and are called O unread" in said
-    assert "B-ANIMAL" in said.split("example:")[1].splitlines()[0] or "O" in said
+    tags = " ".join(LABELS[t] for t in data().train.targets[0])
+    assert f"->  {tags}" in said
     (long,) = fitted.predict_proba([("good", "cat") * 5])
     assert long.shape == (10, 4) and (long[4:] == [0, 0, 0, 1]).all() and (long[:4] < 1).all()
     card = tmp_path / "run" / "adaptation" / "card.json"
@@ -209,13 +210,13 @@ def test_words_beyond_the_window_are_called_what_the_card_says(tmp_path, capsys)
 
 
 def test_what_cannot_be_tagged_is_refused():
-    from luthier.models.load import load_model
+    from luthier.models import load
     from luthier.train.preflight import check_task
 
     given = data()
     for base in (host.base("vit"), host.base("plain")):
         with pytest.raises(ModelError, match="reads no texts, which tagging needs"):
-            fit(load_model(base), given, "bitfit", **quick())
+            fit(load(base), given, "bitfit", **quick())
     wrong = replace(given, train=Split(given.train.inputs, [t[:-1] for t in given.train.targets]))
     with pytest.raises(DataError, match="Give every word one tag"):
         fit(bed.model(), wrong, bed.lora(), **quick())
