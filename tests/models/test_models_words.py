@@ -64,15 +64,10 @@ def test_the_label_stands_at_the_first_token_of_each_word(kind):
         assert [label for label in row["labels"] if label != -100] == list(range(len(words)))
         assert [row["labels"][at] for at in starts] == list(range(len(words)))
         assert row["labels"][0] == row["labels"][-1] == -100 and len(row["labels"]) == len(row["input_ids"])
-        # the tokens from one start to the next are those of the word
-        ends = [*starts[1:], len(row["input_ids"]) - 1]
-        for word, a, b in zip(words, starts, ends):
-            said = pre.tokenizer.decode(row["input_ids"][a:b])
-            if "[UNK]" not in said:
-                assert (
-                    said.replace(" ", "").casefold()[:2]
-                    in word.replace(" ", "").casefold().replace("é", "e") + word
-                )
+        pieces = [pre.tokenizer.convert_ids_to_tokens(row["input_ids"][at]) for at in starts]
+        for word, piece in zip(words, pieces):
+            if word.isascii() and "[UNK]" not in piece:
+                assert word.casefold().startswith(piece.lstrip("▁Ġ")[:1].casefold())
     assert sum(len(row["input_ids"]) for row in rows) > sum(map(len, SENTENCES)) + 10, (
         "words are cut to pieces"
     )
@@ -87,8 +82,8 @@ def test_ids_are_those_of_the_text():
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_words_beyond_the_window_have_no_token(side):
-    pre = preprocess("bytes", max_length=8, truncation=side)
-    rows = encode_words(pre, [tuple("abcdefghij")], [np.arange(10)])
+    pre = preprocess("wordpiece", max_length=8, truncation=side)
+    rows = encode_words(pre, [("x",) * 10], [np.arange(10)])
     assert rows.truncated == [True] and pre.report(rows)["truncated"] == 1
     lost = rows.starts[0] < 0
     there = [label for label in rows[0]["labels"] if label != -100]
