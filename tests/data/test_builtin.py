@@ -214,7 +214,7 @@ def test_an_unknown_name_lists_what_there_is(load):
     from luthier.models.testbeds.tasks import TASKS
 
     assert (
-        set(BUILTIN) == {"pydocs", "papers", "digits", *TASKS}
+        set(BUILTIN) == {"pydocs", "papers", "digits", "entities", *TASKS}
         and load("builtin:pydocs").digest == load("pydocs").digest
     )
     with pytest.raises(DataError, match=r"builtin:pydocs.*builtin:papers.*builtin:digits"):

@@ -46,7 +46,8 @@ def compare(
     kind: Annotated[
         str | None,
         typer.Option(
-            "--kind", help="classification, multilabel, regression or text2text, when it cannot be guessed."
+            "--kind",
+            help="classification, multilabel, regression, text2text or tagging, when it cannot be guessed.",
         ),
     ] = None,
     test: Annotated[

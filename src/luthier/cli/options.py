@@ -24,7 +24,8 @@ Label = Annotated[str | None, typer.Option("--label", help="Column of the label 
 Kind = Annotated[
     str | None,
     typer.Option(
-        "--kind", help="classification, multilabel, regression or text2text, when it cannot be guessed."
+        "--kind",
+        help="classification, multilabel, regression, text2text or tagging, when it cannot be guessed.",
     ),
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first rows.")]

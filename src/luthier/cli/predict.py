@@ -25,7 +25,10 @@ def predict(
     ] = None,
     text: Annotated[
         list[str] | None,
-        typer.Option("--text", help="A text; may be given again. A pair: two texts and a tab between."),
+        typer.Option(
+            "--text",
+            help="A text; may be given again. A pair: two texts and a tab between. To tag: words and blanks.",
+        ),
     ] = None,
     out: Annotated[str | None, typer.Option("--out", help="File to write: .csv or .jsonl.")] = None,
     top: Annotated[int | None, typer.Option("--top", min=1, help="Only the most probable labels.")] = None,
@@ -84,6 +87,8 @@ def as_inputs(texts: list[str], task: Any) -> list[Any]:
     """Texts as the task's inputs. Raises DataError for a task without texts, or a pair without its tab."""
     if task.modality == "text":
         return list(texts)
+    if task.modality == "words":
+        return [tuple(text.split()) for text in texts]
     if task.modality != "pair":
         raise DataError(f"This adaptation reads {task.modality} rows, not texts: give them with --data.")
     pairs = [tuple(t.split("\t")) for t in texts]
@@ -99,15 +104,20 @@ def predictions(fitted: Any, inputs: Any, top: int | None, **settings: Any) -> l
     """One record per row: its number, its text, the prediction, and probabilities, the likeliest first."""
     task = fitted.task
     records = []
-    probable = task.kind in ("classification", "multilabel")
+    probable = task.kind in ("classification", "multilabel", "tagging")
     found = fitted.predict_proba(inputs, **settings) if probable else fitted.predict(inputs, **settings)
     for number, (row, answer) in enumerate(zip(inputs, found), 1):
         record: dict[str, Any] = {"row": number}
         if task.modality == "text":
             record["input"] = row
+        elif task.modality == "words":
+            record["input"] = list(row)
         elif task.modality == "pair":
             record["input"], record["input_2"] = row
-        if not probable:
+        if task.kind == "tagging":
+            record["prediction"] = [task.labels[int(word.argmax())] for word in answer]
+            record["probability"] = [float(word.max()) for word in answer]
+        elif not probable:
             record["prediction"] = answer if isinstance(answer, str) else float(answer)
         else:
             order = sorted(range(len(task.labels)), key=lambda i: -float(answer[i]))
@@ -133,9 +143,18 @@ def write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def write_csv(path: Path, records: list[dict[str, Any]]) -> None:
-    """One row per prediction, a column per probability; no cell that a spreadsheet would evaluate."""
+    """One row per prediction, or per word that was tagged, a column per probability; no cell that a spreadsheet would
+    evaluate."""
     from luthier.data.write import write_csv
 
+    if records and isinstance(records[0].get("probability"), list):
+        words = [
+            [record["row"], at, *word]
+            for record in records
+            for at, word in enumerate(zip(record["input"], record["prediction"], record["probability"]), 1)
+        ]
+        write_csv(path, ["row", "word", "input", "prediction", "probability"], words)
+        return
     names = list(dict.fromkeys(k for r in records for k in r if k != "probabilities"))
     labels = list(dict.fromkeys(k for r in records for k in sorted(r.get("probabilities", {}))))
     rows = (
@@ -153,12 +172,17 @@ def show(records: list[dict[str, Any]]) -> None:
     rows = []
     for r in records[:SHOWN]:
         likeliest = list(r.get("probabilities", {}).items())[:3]
+        if isinstance(r.get("probability"), list):
+            rows.append([r["row"], *(plain(" ".join(r[k]), 100) for k in ("input", "prediction"))])
+            continue
         text = " | ".join(plain(r[k], 60) for k in ("input", "input_2") if k in r)
         prediction = plain(
             figure(r["prediction"]) if isinstance(r["prediction"], float) else _text(r["prediction"]), 60
         )
         rows.append([r["row"], text, prediction, "  ".join(f"{plain(k, 24)} {p:.3f}" for k, p in likeliest)])
-    table(["row", "input", "prediction", "probabilities"], rows, numbers=[0])
+    table(
+        ["row", "input", "prediction", "probabilities"][: max(map(len, rows), default=4)], rows, numbers=[0]
+    )
     if len(records) > SHOWN:
         note(f"The first {SHOWN} of {len(records):,} rows; --out FILE writes all.")
 

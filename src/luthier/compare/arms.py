@@ -16,6 +16,7 @@ BASELINES = {
     "majority": "Majority",
     "tfidf": "TF-IDF + linear",
     "pixels": "Raw values + linear",
+    "word": "Each word's most frequent tag",
     "probe": "Linear probe",
 }
 """Every baseline by name, with its label; `luthier.compare.baselines` says which fit which data."""

@@ -1,5 +1,5 @@
 """Baselines that every leaderboard shows: majority, TF-IDF (or raw values) with a linear model, and a linear
-probe.
+probe; those of tagging are in `luthier.compare.tagging`.
 
 Each is fitted on the training rows; the strength of regularisation is chosen on the validation rows, the test
 rows are only predicted.
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from luthier.compare.tagging import TAGGING, fit_tagging
 from luthier.data.task import LOWER_IS_BETTER
 from luthier.errors import DataError, ModelError
 
@@ -28,7 +29,7 @@ Scores = Callable[[Any, Any, Any], dict[str, float]]
 
 @dataclass
 class Baseline:
-    """A fitted baseline. predict: inputs -> probabilities (rows, classes), values (rows,) or texts."""
+    """A fitted baseline. predict: inputs -> probabilities (rows, classes), values (rows,), texts, or for each row (words, tags)."""
 
     predict: Callable[[Any], Any]
     strength: float | None
@@ -40,6 +41,8 @@ class Baseline:
 
 def names_for(task: Any) -> tuple[str, ...]:
     """The baselines that fit a task: texts get TF-IDF, images and arrays raw values; no probe writes text."""
+    if task.kind == "tagging":
+        return TAGGING
     second = "tfidf" if task.modality in ("text", "pair") else "pixels"
     return ("majority", second) if task.kind == "text2text" else ("majority", second, "probe")
 
@@ -51,7 +54,10 @@ def fit_baseline(
     start = time.perf_counter()
     if len(data.train) == 0:
         raise DataError("The training split is empty. Give at least one row of each class.")
-    if name == "majority":
+    if data.task.kind == "tagging":
+        predict, strength, trials, parameters, size = fit_tagging(name, model, data, scores, batch_size, seed)
+        fitted = Baseline(predict, strength, trials, parameters, size, 0.0)
+    elif name == "majority":
         fitted = _majority(data)
     elif data.task.kind == "text2text":
         fitted = _nearest(data)

@@ -12,6 +12,7 @@ import numpy as np
 
 from luthier.compare.folder import read_rows, write_rows
 from luthier.compare.intervals import Metric, metric_by_rows, metric_of, summarise
+from luthier.data.entities import chosen_tags
 from luthier.errors import FileFormatError
 
 LONGEST = 2000  # characters of a text that are kept to be shown
@@ -19,15 +20,18 @@ PICTURES = 2000  # test images that are kept to be shown
 
 
 def predict(fitted: Any, task: Any, inputs: Any) -> Any:
-    """Probabilities (rows, classes), values (rows,), both float32, or texts."""
+    """Probabilities (rows, classes), values (rows,), both float32, texts, or for each row (words, tags)."""
     if task.kind == "text2text":
         return [str(x) for x in fitted.predict(inputs)]
+    if task.kind == "tagging":
+        return list(fitted.predict_proba(inputs))
     outputs = fitted.predict(inputs) if task.kind == "regression" else fitted.predict_proba(inputs)
     return np.asarray(outputs, np.float32)
 
 
 def save_predictions(path: Path, task: Any, split: Any, outputs: Any) -> None:
-    """One line per test row: row, target, prediction, and p (probabilities, nine digits: float32 exactly)."""
+    """One line per test row: row, target, prediction, and p (probabilities, nine digits: float32 exactly). Of tagging the
+    tags alone, one a word."""
 
     def one(i: int) -> dict[str, Any]:
         target, out = split.targets[i], outputs[i]
@@ -39,6 +43,9 @@ def save_predictions(path: Path, task: Any, split: Any, outputs: Any) -> None:
             }
         if task.kind == "regression":
             return {"row": i, "target": float(target), "prediction": nine(out)}
+        if task.kind == "tagging":
+            named = lambda tags: [task.labels[int(tag)] for tag in tags]
+            return {"row": i, "target": named(target), "prediction": named(chosen_tags(out))}
         p = [nine(x) for x in out]
         if task.kind == "multilabel":
             said = [n for n, x in zip(task.labels, out) if x >= 0.5]
@@ -70,6 +77,10 @@ def load_predictions(path: Path, task: Mapping[str, Any]) -> tuple[Any, Any]:
             return [r["target"] for r in rows], [r["prediction"] for r in rows]
         if kind == "regression":
             return np.array([r["target"] for r in rows]), np.array([r["prediction"] for r in rows])
+        if kind == "tagging":
+            return [tags_in(r["target"], labels) for r in rows], [
+                tags_in(r["prediction"], labels) for r in rows
+            ]
         p = np.array([r["p"] for r in rows], float).reshape(len(rows), len(labels))
         if kind == "multilabel":
             return np.array([[float(n in r["target"]) for n in labels] for r in rows]), p
@@ -78,6 +89,13 @@ def load_predictions(path: Path, task: Mapping[str, Any]) -> tuple[Any, Any]:
         raise FileFormatError(
             f"{path} does not hold predictions of this comparison. Remove the folder and compare again."
         ) from None
+
+
+def tags_in(row: Any, labels: Mapping[str, int]) -> list[str]:
+    """A row's tags as they were written; ValueError for anything else."""
+    if not isinstance(row, list) or any(tag not in labels for tag in row):
+        raise ValueError("no list of tags")
+    return row
 
 
 def save_test(path: Path, data: Any) -> None:
@@ -89,6 +107,8 @@ def save_test(path: Path, data: Any) -> None:
         row: dict[str, Any] = {"row": i}
         if task.modality == "text":
             row["input"] = str(x)[:LONGEST]
+        elif task.modality == "words":
+            row["input"] = " ".join(map(str, x))[:LONGEST]
         elif task.modality == "pair":
             row["input"] = [str(t)[:LONGEST] for t in x]
         elif task.modality == "image" and i < PICTURES:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from luthier.data.entities import entity_counts
 from luthier.data.task import LOWER_IS_BETTER
 
 Array = NDArray[np.float64]
@@ -40,8 +41,10 @@ def metric_of(name: str, kind: str, targets: Any, predictions: Any) -> Metric | 
 
     classification: targets int (rows,), predictions probabilities (rows, classes); multilabel: 0/1 and
     probabilities (rows, classes);
-    regression: values (rows,).
+    regression: values (rows,); tagging: the tags of each row's words, by name, which rows are resampled whole.
     """
+    if kind == "tagging":
+        return _taggings(name, targets, predictions)
     if kind == "classification":
         y, p = np.asarray(targets, int), np.asarray(predictions, float)
         chosen = p.argmax(1)
@@ -68,6 +71,30 @@ def metric_of(name: str, kind: str, targets: Any, predictions: Any) -> Metric | 
             a, b = y - y.mean(), v - v.mean()  # centred: the same metric, less cancellation
             return Metric(np.stack([a, b, a * b, a * a, b * b], 1), _pearson)
     return None
+
+
+def _taggings(name: str, targets: Any, predictions: Any) -> Metric | None:
+    """Metrics over entities or words, from what each sentence adds to their counts."""
+    if name == "entity_f1":
+        counts = np.array([entity_counts(a, b) for a, b in zip(targets, predictions)], float)
+        return Metric(counts, lambda m: _share(2 * m[..., 0], m[..., 1]))
+    if name == "accuracy":
+        right = [[sum(x == y for x, y in zip(a, b)), len(a)] for a, b in zip(targets, predictions)]
+        return Metric(np.array(right, float), lambda m: _share(m[..., 0], m[..., 1]))
+    if name != "macro_f1":
+        return None
+    at = {tag: i for i, tag in enumerate(sorted({tag for row in (*targets, *predictions) for tag in row}))}
+    both, either = np.zeros((len(targets), len(at))), np.zeros((len(targets), len(at)))
+    for row, (a, b) in enumerate(zip(targets, predictions)):
+        for x, y in zip(a, b):
+            either[row, at[x]] += 1
+            either[row, at[y]] += 1
+            both[row, at[x]] += x == y
+    return _f1_of(both, either)
+
+
+def _share(part: Array, whole: Array) -> Array:
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 1e-12)
 
 
 def metric_by_rows(score: Callable[[Any], float], rows: int, try_single: bool = False) -> Metric:
@@ -101,6 +128,11 @@ def _f1(y: Array, chosen: Array, absent: bool = False, together: bool = False) -
     )  # true positives; positives among targets plus those among predictions
     if together:
         both, either = both.sum(1, keepdims=True), either.sum(1, keepdims=True)
+    return _f1_of(both, either, absent)
+
+
+def _f1_of(both: Array, either: Array, absent: bool = False) -> Metric:
+    """F1 from (rows, classes) counts of hits, and of targets plus predictions."""
     classes = both.shape[1]
 
     def g(m: Array) -> Array:

@@ -26,6 +26,7 @@ BUILTIN: dict[str, str] = {
     "order-c": "3 or 4 words -> the first two exchanged (text to text, for a decoder)",
     "departments": "1,800 generated sentences about things -> the department of a shop (4)",
     "verdicts": "1,800 generated sentences -> praise, blame or neither (3)",
+    "entities": "2,750 generated sentences -> persons, places and organisations, which share their names (IOB2 tags)",
 }
 """Name -> what it is, in one line."""
 
@@ -42,7 +43,7 @@ def builtin(name: str) -> Data:
         raise DataError(
             f"No embedded data is called {name!r}. {hint}There are: {', '.join(PREFIX + n for n in BUILTIN)}"
         )
-    read = {"pydocs": _pydocs, "papers": _papers, "digits": _digits}
+    read = {"pydocs": _pydocs, "papers": _papers, "digits": _digits, "entities": _entities}
     return read[short]() if short in read else _generated(short)
 
 
@@ -89,6 +90,28 @@ def _digits() -> Data:
         label="digit",
         modality="image",
     )
+
+
+def _entities() -> Data:
+    """Words and IOB2 tags; names are disjoint between the parts. Generated in a fraction of a second."""
+    import numpy as np
+
+    from luthier.data.recipes.entities import KINDS, ROWS, rows
+    from luthier.data.split import Data, Split
+    from luthier.data.task import Task
+
+    labels = tuple(sorted(["O", *(f"{mark}-{kind}" for mark in "BI" for kind in KINDS)]))
+    number = {tag: i for i, tag in enumerate(labels)}
+
+    def part(which: str) -> Split:
+        found = rows(which)
+        targets = [np.array([number[tag] for tag in tags], dtype=np.int64) for _, tags in found]
+        return Split([words for words, _ in found], targets)
+
+    task = Task(kind="tagging", modality="words", labels=labels, input="tokens", label="tags")
+    notes = ("The sentences are generated; the names that kinds share are others in train and in test rows",)
+    train, validation, test = (part(which) for which in ROWS)
+    return Data(train, validation, test, task, PREFIX + "entities", notes)
 
 
 def _divided(

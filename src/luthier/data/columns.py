@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from luthier.data.tables import Table, listed
+from luthier.data.words import fitting_columns
 from luthier.data.write import plain, quote
 from luthier.errors import DataError
 
@@ -103,6 +104,12 @@ def choose(table: Table, input: Any, label: str | None, kind: str | None) -> Cho
         if len(fitting) == 1:
             return _described(table, (fitting[0][0],), fitting[0][1], True)
         raise _unclear(table, "the input and which the target text")
+    if input is None and label is None and kind in (None, "tagging"):
+        tagged = fitting_columns(table)
+        if len(tagged) == 1:
+            return _described(table, (tagged[0][0],), tagged[0][1], True)
+        if tagged:
+            raise _unclear(table, "the words and which their tags")
     inputs = None if input is None else asked(table, input)
     if label is not None and label not in table.columns:
         raise missing(table, label, "label")

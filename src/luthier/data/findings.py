@@ -68,7 +68,7 @@ def _example(split: Split, row: int) -> str:
     if isinstance(split.inputs, np.ndarray):
         return f" (row {row + 1})"
     text = split.inputs[row]
-    return f" ({quote(text if isinstance(text, str) else ' | '.join(text))})"
+    return f" ({quote(text if isinstance(text, str) else (' | ' if len(text) == 2 else ' ').join(text))})"
 
 
 def _balance(data: Data) -> list[str]:

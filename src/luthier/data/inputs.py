@@ -1,4 +1,4 @@
-"""Inputs: from a table's columns to texts, pairs, images or arrays, every row checked."""
+"""Inputs: from a table's columns to texts, pairs, words, images or arrays, every row checked."""
 
 from typing import Any
 
@@ -8,14 +8,17 @@ from luthier.data.columns import sort_of
 from luthier.data.images import packed_images
 from luthier.data.tables import Table, listed
 from luthier.data.task import Modality
+from luthier.data.words import is_words, read_words
 from luthier.data.write import plain, quote
 from luthier.errors import DataError
 
 
 def modality_of(table: Table, inputs: tuple[str, ...]) -> Modality:
-    """What a model is given: text, a pair of texts, images or arrays of numbers."""
+    """What a model is given: text, a pair of texts, words, images or arrays of numbers."""
     values = table.columns[inputs[0]]
     if len(inputs) == 1:
+        if is_words(values):
+            return "words"
         if isinstance(values, np.ndarray):
             return "text" if values.dtype.kind == "U" else "image" if _is_images(values) else "array"
         return {"list": "array", "image": "image"}.get(sort_of(values), "text")  # type: ignore[return-value]
@@ -38,6 +41,8 @@ def read_inputs(table: Table, inputs: tuple[str, ...], modality: Modality) -> tu
         empty = np.array([any(not text.strip() for text in row) for row in zip(*texts)], dtype=bool)
         return (texts[0] if modality == "text" else list(zip(*texts))), empty
     whole = np.zeros(len(table), dtype=bool)
+    if modality == "words":
+        return read_words(table, inputs[0]), whole
     if modality == "image":
         return _images(table, inputs[0]), whole
     if len(inputs) > 1:

@@ -15,7 +15,8 @@ from luthier.data.sources import find
 from luthier.data.split import Data, Split
 from luthier.data.tables import Table, listed
 from luthier.data.targets import guess_kind, learn_labels, read_targets, values_of, without_label
-from luthier.data.task import KINDS, METRICS, Modality, Task
+from luthier.data.task import KINDS, METRICS, Modality, Task, metrics_for
+from luthier.data.words import check_lengths, tags_of
 from luthier.data.write import plain, quote
 from luthier.errors import DataError, OptionError
 
@@ -43,8 +44,8 @@ def load_data(
             {"train": ..., "test": ...}
     input   the input's column; two, as "premise,hypothesis", make a pair, several numeric ones an array
     label   the label's column; label_name is preferred to an equivalent numeric label
-    kind    classification, multilabel (lists, or names joined by |), regression or text2text; guessed from
-            the labels
+    kind    classification, multilabel (lists, or names joined by |), regression, text2text, or tagging (a list of
+            words and a list of as many tags a row, or both as texts with blanks between); guessed from the labels
     metric  the headline metric; "": the kind's own
     test    a source of test rows, kept whole
     split   fractions of train, validation and test rows; a part that exists is kept, the others are taken
@@ -144,8 +145,8 @@ def load_split(
 
 def _pose(table: Table, chosen: Chosen, kind: str | None, metric: str) -> "tuple[_Rows, Task, list[str]]":
     """The train rows that can be used, the task that they pose, and notes."""
-    modality = modality_of(table, chosen.inputs)
-    decided = kind or guess_kind(table, chosen.label, values_of(table, chosen.label))
+    decided = kind or guess_kind(table, chosen.label, values_of(table, chosen.label), chosen.inputs)
+    modality = _modality(table, chosen, decided)
     notes = []
     if kind is None and decided != "classification":
         notes.append(f"Read as {decided}, by its labels; --kind says otherwise")
@@ -156,6 +157,10 @@ def _pose(table: Table, chosen: Chosen, kind: str | None, metric: str) -> "tuple
     rows, said = _clean(table, chosen.inputs, chosen.label, modality, decided, "train")
     assert rows is not None
     labels = learn_labels(rows.table, chosen.label, rows.values, decided)  # type: ignore[arg-type]
+    if metric and metric not in metrics_for(decided, labels):
+        raise OptionError(
+            f"{quote(metric)} needs tags that mark entities (B-PLACE, I-PLACE, O), not {listed(labels, 4)}: leave it out"
+        )
     task = Task(
         kind=decided,  # type: ignore[arg-type]
         modality=modality,
@@ -165,6 +170,23 @@ def _pose(table: Table, chosen: Chosen, kind: str | None, metric: str) -> "tuple
         metric=metric,
     )
     return rows, task, [*notes, *said]
+
+
+def _modality(table: Table, chosen: Chosen, kind: str) -> Modality:
+    """What the input is; texts are words where tags are asked for."""
+    found = modality_of(table, chosen.inputs)
+    if kind == "tagging":
+        if found not in ("words", "text") or len(chosen.inputs) > 1:
+            raise DataError(
+                f"tagging needs one column of lists of words as input, not {listed(chosen.inputs)} ({found})"
+            )
+        return "words"
+    if found == "words":
+        raise DataError(
+            f"{plain(table.name)}: column {quote(chosen.inputs[0])} holds lists of words, which {kind} cannot read: give "
+            "one tag a word and --kind tagging, or join the words to one text"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -209,6 +231,8 @@ def _clean(
 
 
 def _split(rows: _Rows, task: Task, known: str) -> Split:
+    if task.kind == "tagging":
+        check_lengths(rows.table, task, rows.inputs, [tags_of(value) for value in rows.values])
     return Split(rows.inputs, read_targets(rows.table, rows.values, task, known))
 
 

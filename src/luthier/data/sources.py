@@ -12,6 +12,7 @@ from luthier.data import folders, hub, images
 from luthier.data.arrays import read_npz
 from luthier.data.images import PARTS
 from luthier.data.tables import TABLES, Table, class_names, listed, read_table, rows_table
+from luthier.data.words import fits_words
 from luthier.data.write import plain, quote
 from luthier.errors import DataError
 
@@ -132,6 +133,8 @@ def _table(source: Any, name: str) -> Table:
     if hasattr(source, "columns") and hasattr(source, "to_dict"):
         return _frame(source, name)
     if isinstance(source, tuple) and len(source) == 2:
+        if fits_words(*source):
+            return _columns({"tokens": list(source[0]), "tags": source[1]}, name)
         return _columns({**_inputs(source[0], name), "label": source[1]}, name)
     if isinstance(source, list) and source and isinstance(source[0], Mapping):
         return _filled(

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 class Split:
     """A sequence of rows.
 
-    inputs   list of texts; list of pairs of texts; array (rows, H, W, C) uint8 of images; array (rows, ...)
+    inputs   list of texts; list of pairs of texts; list of tuples of words, tagging; array (rows, H, W, C) uint8 of images; array (rows, ...)
              of numbers
     targets  (rows,) int64 class indices; (rows,) float32 values; (rows, classes) float32 of 0 and 1,
-             multi-label; list of texts, text2text; None where the rows came without labels
+             multi-label; list of texts, text2text; list of (words,) int64 tag indices, tagging; None where the rows came without labels
     """
 
-    inputs: "list[str] | list[tuple[str, str]] | np.ndarray"
-    targets: "np.ndarray | list[str] | None" = None
+    inputs: "list[str] | list[tuple[str, ...]] | np.ndarray"
+    targets: "np.ndarray | list[str] | list[np.ndarray] | None" = None
 
     def __post_init__(self) -> None:
         if self.targets is not None and len(self.inputs) != len(self.targets):
@@ -115,14 +115,15 @@ class Data:
 
 
 def class_weights(split: Split, task: "Task") -> np.ndarray:
-    """(classes,) float32: the inverse frequency of each class, with mean 1 over the classes that occur.
+    """(classes,) float32: the inverse frequency of each class (of words, for tagging), with mean 1 over the classes that
+    occur.
 
     A class without rows gets 1. Raises DataError for regression and text2text.
     """
-    if task.kind not in ("classification", "multilabel") or split.targets is None:
+    if task.kind not in ("classification", "multilabel", "tagging") or split.targets is None:
         raise DataError(f"Class weights need labelled classes; this is {task.kind}: leave class_weights off")
-    targets = np.asarray(split.targets)
-    if task.kind == "classification":
+    targets = np.concatenate(list(split.targets)) if task.kind == "tagging" else np.asarray(split.targets)
+    if task.kind != "multilabel":
         counts = np.bincount(targets, minlength=len(task.labels)).astype(np.float64)
     else:
         counts = targets.sum(axis=0, dtype=np.float64)

@@ -15,7 +15,7 @@ import numpy as np
 from luthier.data.write import plain, quote
 from luthier.errors import DataError
 
-TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".conll")
 FILE_BYTES = (
     2 << 30
 )  # a file is read whole (one truncated while mapped kills the process), so its size is capped
@@ -112,7 +112,13 @@ def read_table(path: Path) -> Table:
     if ending == ".parquet":
         return _parquet(path)
     text = _text(path)
-    table = _csv(path.name, text, ending) if ending in (".csv", ".tsv") else _json(path.name, text, ending)
+    if ending == ".conll":
+        from luthier.data.conll import conll_table
+
+        table = conll_table(path.name, text)
+    else:
+        read = _csv if ending in (".csv", ".tsv") else _json
+        table = read(path.name, text, ending)
     if not len(table):
         raise DataError(f"{plain(path.name)} has no rows: it needs rows of input and label")
     return table

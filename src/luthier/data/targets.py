@@ -8,6 +8,7 @@ from luthier.data.columns import NUMBER, sort_of
 from luthier.data.inputs import numbers
 from luthier.data.tables import Table, listed
 from luthier.data.task import Kind, Task
+from luthier.data.words import fits_words, tags_of
 from luthier.data.write import plain, quote
 from luthier.errors import DataError
 
@@ -26,8 +27,11 @@ def _stripped(value: Any) -> Any:
     return (value.strip() or None) if isinstance(value, str) else value
 
 
-def guess_kind(table: Table, label: str, values: list[Any]) -> Kind:
-    """classification, multilabel or regression, by what the labels are. Raises where they could be two."""
+def guess_kind(table: Table, label: str, values: list[Any], inputs: tuple[str, ...] = ()) -> Kind:
+    """classification, multilabel, regression or, where lists are as long as those of the input's words, tagging, by what
+    the labels are. Raises where they could be two."""
+    if len(inputs) == 1 and fits_words(table.columns[inputs[0]], table.columns[label]):
+        return "tagging"
     some = [value for value in values if value is not None]
     where = f"{plain(table.name)}: column {quote(label)}"
     if not some:
@@ -73,7 +77,10 @@ def without_label(values: list[Any], kind: str) -> np.ndarray:
 
 
 def classes_of(table: Table, row: int, value: Any, kind: str) -> tuple[str, ...]:
-    """The names that a label stands for: one; for multilabel a list, or names joined by |."""
+    """The names that a label stands for: one; for multilabel a list, or names joined by |; for tagging a list, or
+    names joined by blanks."""
+    if kind == "tagging":
+        return tuple(_name(table, row, each) for each in tags_of(value))
     if kind == "multilabel":
         if isinstance(value, str):
             value = [each.strip() for each in value.split("|") if each.strip()]
@@ -109,7 +116,7 @@ def label_names(names: set[str]) -> tuple[str, ...]:
 
 def learn_labels(table: Table, label: str, values: list[Any], kind: Kind) -> tuple[str, ...]:
     """The label mapping of the train rows. Raises where they hold one class only, or absurdly many."""
-    if kind not in ("classification", "multilabel"):
+    if kind not in ("classification", "multilabel", "tagging"):
         return ()
     array = table.columns[label]
     if kind == "multilabel" and isinstance(array, np.ndarray) and array.ndim == 2:
@@ -118,9 +125,9 @@ def learn_labels(table: Table, label: str, values: list[Any], kind: Kind) -> tup
     where = f"{plain(table.name)}: column {quote(label)}"
     if len(seen) > CLASSES:
         raise DataError(f"{where} holds {len(seen)} different labels; at most {CLASSES} classes are learnt")
-    if kind == "classification" and len(seen) < 2:
+    if kind != "multilabel" and len(seen) < 2:
         raise DataError(
-            f"{where} holds one class only ({listed(map(quote, seen))}, {len(values)} rows); two are needed: "
+            f"{where} holds one {'tag' if kind == 'tagging' else 'class'} only ({listed(map(quote, seen))}, {len(values)} rows); two are needed: "
             f"is it the label? Columns: {listed(table.columns)}"
         )
     if not seen:
@@ -151,6 +158,8 @@ def read_targets(table: Table, values: list[Any], task: Task, known: str) -> Any
     ]
     if task.kind == "classification":
         return np.array([row[0] for row in rows], dtype=np.int64)
+    if task.kind == "tagging":
+        return [np.array(row, dtype=np.int64) for row in rows]
     targets = np.zeros((len(rows), len(index)), dtype=np.float32)
     for at, columns in enumerate(rows):
         targets[at, columns] = 1

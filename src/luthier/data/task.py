@@ -7,26 +7,37 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from luthier.data.write import quote
 from luthier.errors import DataError
 
-Kind = Literal["classification", "multilabel", "regression", "text2text"]
-Modality = Literal["text", "pair", "image", "array"]
+Kind = Literal["classification", "multilabel", "regression", "text2text", "tagging"]
+Modality = Literal["text", "pair", "image", "array", "words"]
 
-KINDS: tuple[Kind, ...] = ("classification", "multilabel", "regression", "text2text")
+KINDS: tuple[Kind, ...] = ("classification", "multilabel", "regression", "text2text", "tagging")
 METRICS: dict[str, tuple[str, ...]] = {  # the first is the headline unless another is asked for
     "classification": ("accuracy", "macro_f1", "log_loss", "ece"),
     "multilabel": ("micro_f1", "macro_f1", "accuracy", "log_loss"),
     "regression": ("pearson", "spearman", "rmse"),
     "text2text": ("rougeL", "bleu", "exact_match"),
+    "tagging": ("entity_f1", "accuracy", "macro_f1"),  # entity_f1 of tags that mark entities only
 }
 LOWER_IS_BETTER = ("log_loss", "ece", "rmse")
+
+
+def metrics_for(kind: str, labels: Any) -> tuple[str, ...]:
+    """The metrics of a kind, the headline first; those of entities need tags that mark them."""
+    from luthier.data.entities import marks_entities
+
+    if kind == "tagging" and not marks_entities([str(label) for label in labels]):
+        return tuple(name for name in METRICS[kind] if name != "entity_f1")
+    return METRICS[kind]  # type: ignore[index]
 
 
 class Task(BaseModel):
     """What is predicted from what.
 
-    kind, modality  the shape of the problem; labels: index -> name, for classification and multilabel only
+    kind, modality  the shape of the problem; labels: index -> name, for classification, multilabel
+                    and tagging (the tags) only
     input, label    the columns' names as they were read; two inputs make a pair; an array made of several
                     numeric columns keeps their names in order, joined by commas
-    metric          the headline metric; empty: the kind's first in METRICS
+    metric          the headline metric; empty: the kind's first in METRICS; accuracy for tags that mark no entities
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,17 +53,19 @@ class Task(BaseModel):
     @classmethod
     def _headline(cls, values: Any) -> Any:
         if isinstance(values, dict) and not values.get("metric") and values.get("kind") in METRICS:
-            return {**values, "metric": METRICS[values["kind"]][0]}
+            return {**values, "metric": metrics_for(values["kind"], values.get("labels") or ())[0]}
         return values
 
     @model_validator(mode="after")
     def _fits(self) -> "Task":
-        if self.metric not in METRICS[self.kind]:
-            raise ValueError(f"no metric {self.metric!r} for {self.kind}: {', '.join(METRICS[self.kind])}")
-        if self.kind in ("classification", "multilabel"):
+        if self.metric not in (known := metrics_for(self.kind, self.labels)):
+            raise ValueError(f"no metric {self.metric!r} for {self.kind}: {', '.join(known)}")
+        if (self.kind == "tagging") != (self.modality == "words"):
+            raise ValueError("tagging, and only tagging, reads words")
+        if self.kind in ("classification", "multilabel", "tagging"):
             if len(set(self.labels)) != len(self.labels):
                 raise ValueError("labels repeat")
-            if len(self.labels) < (2 if self.kind == "classification" else 1):
+            if len(self.labels) < (1 if self.kind == "multilabel" else 2):
                 raise ValueError(f"{self.kind} with {len(self.labels)} labels")
         elif self.labels:
             raise ValueError(f"{self.kind} has no labels")

@@ -1,6 +1,9 @@
 """Output heads: what turns hidden states into a task's logits. A head is a part of the adaptation and travels with it.
 
 linear_head: logits = pool(h) W^T + b    W: (classes, width)  b: (classes,)    trained: classes * (width + 1)
+
+With pooling "none" every hidden state gets logits of its own: one set per token, for tagging (as P-Tuning v2, Liu et al.
+2022, does for sequence labelling).
 """
 
 from __future__ import annotations
@@ -44,5 +47,7 @@ class LinearHead(OutputHead):
     def logits(self, hidden, mask, t, ctx):
         x = hidden if self.pooling == "none" else pool(hidden, mask, self.pooling)
         if t.W.dim() == 3:  # one head per row
+            if x.dim() == 3:
+                return x @ t.W.mT + t.b[:, None]
             return (t.W @ x[..., None]).squeeze(-1) + t.b
         return linear(x, t.W, t.b)

@@ -53,7 +53,7 @@ class TextPreprocess:
     """Texts or pairs of texts become {"input_ids", "attention_mask", ...}, each (rows, tokens) int64.
 
     Positions are left to the model. `encode` for tasks with one output per row, `encode_text2text` for
-    writing.
+    writing, `luthier.models.words` for one output per word.
     """
 
     kind: ClassVar[str] = "text"

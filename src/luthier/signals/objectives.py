@@ -123,6 +123,24 @@ class NextToken(Objective):
 
 
 @dataclass(frozen=True)
+class TagCrossEntropy(NextToken):
+    """Mean -log p(tag) over the tokens that carry a tag. logits: (rows, tokens, tags); labels: (rows, tokens), -100 elsewhere.
+
+    class_weights: one per tag, or none; the mean is weighed by them, over all tokens of the batch.
+    """
+
+    shift: bool = False
+    class_weights: tuple[float, ...] = ()
+
+    def token_weights(self, batch: Mapping[str, Tensor]) -> Tensor:
+        weights = super().token_weights(batch)
+        if not self.class_weights:
+            return weights
+        labels = self.aligned(batch["labels"]).clamp(min=0)
+        return weights * torch.tensor(self.class_weights, device=weights.device)[labels]
+
+
+@dataclass(frozen=True)
 class Standardisation:
     """Mean and standard deviation of a regression's training targets; kept with the adaptation."""
 
@@ -153,7 +171,7 @@ class Aims:
 
 
 def objective_for(task: Any, aims: Aims | None = None) -> Objective:
-    """The objective of a task's kind: classification, multilabel, regression or text2text."""
+    """The objective of a task's kind: classification, multilabel, regression, text2text or tagging."""
     aims = aims or Aims()
     weights = tuple(float(w) for w in aims.class_weights)
     if task.kind == "classification" and aims.signal == "t_few":
@@ -168,6 +186,8 @@ def objective_for(task: Any, aims: Aims | None = None) -> Objective:
         return SquaredError(aims.standardisation.mean, aims.standardisation.std)
     if task.kind == "text2text":
         return NextToken(aims.shift)
+    if task.kind == "tagging":
+        return TagCrossEntropy(class_weights=weights)
     raise DataError(
-        f"No objective for a task of kind {task.kind!r}. Kinds: classification, multilabel, regression, text2text."
+        f"No objective for a task of kind {task.kind!r}. Kinds: classification, multilabel, regression, text2text, tagging."
     )

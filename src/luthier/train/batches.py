@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from luthier.errors import DataError, RunError
+from luthier.models.words import encode_words
 from luthier.train.choices import Answers, ranks
 
 WINDOW = 50
@@ -30,7 +31,8 @@ Batch = dict[str, Any]
 
 @dataclass
 class Encoded:
-    """A split, encoded once. rows: one dict per row (ids, pixels, ...); targets: (rows, ...) or None for text2text."""
+    """A split, encoded once. rows: one dict per row (ids, pixels, ...); targets: (rows, ...) or None for text2text and
+    tagging, whose rows hold their labels."""
 
     rows: Rows
     targets: Tensor | None
@@ -42,6 +44,8 @@ class Encoded:
     """Number of the first row among all rows of a run: `example` names one row, whatever split it is of."""
     per_row: int = 1
     """Sequences that a batch holds for each row: one per class where answers are ranked."""
+    starts: list[np.ndarray] | None = None
+    """Of tagging: for each row (words,), the token that each word's tag is read at; -1 for none."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -66,6 +70,9 @@ def encode(pre: Any, split: Any, task: Any, *, targets: bool = True, head: Any =
     if task.kind == "text2text":
         rows = pre.encode_text2text(split.inputs, split.targets if targets else None)
         labels = None
+    elif task.kind == "tagging":
+        rows = encode_words(pre, split.inputs, split.targets if targets else None)
+        labels = None
     elif ranks(head):
         answers = Answers(pre, task.labels)
         rows, collate, per_row = answers.inputs(split.inputs), answers.collate, len(task.labels)
@@ -77,7 +84,10 @@ def encode(pre: Any, split: Any, task: Any, *, targets: bool = True, head: Any =
     report = pre.report(rows) if pre is not None and hasattr(pre, "report") else {}
     lengths = np.array([row_length(r) + more for r in rows], dtype=np.int64)
     digest = str(getattr(split, "digest", ""))
-    return Encoded(rows, labels, collate, lengths, dict(report or {}), digest, per_row=per_row)
+    starts = getattr(rows, "starts", None)
+    if starts is not None:
+        report = {**report, "beyond": int(sum((at < 0).sum() for at in starts))}
+    return Encoded(rows, labels, collate, lengths, dict(report or {}), digest, per_row=per_row, starts=starts)
 
 
 def number_examples(splits: Iterable[Encoded]) -> None:

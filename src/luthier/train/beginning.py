@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from luthier.data.entities import most_frequent_tag
 from luthier.errors import ModelError, OptionError
 from luthier.host.places import OutputHead
 from luthier.signals.objectives import Standardisation
 from luthier.train.batches import Encoded, encode, in_order
 from luthier.train.choices import ranks
-from luthier.train.fitted import TARGETS, preprocess_card
+from luthier.train.fitted import TARGETS, UNKNOWN, preprocess_card
 from luthier.train.settings import Settings
 
 CALIBRATION_ROWS = 256
@@ -45,7 +46,8 @@ def head_for(model: Any, data: Any, signal: str = "auto") -> Any:
         return Choices(classes=len(task.labels))
     from luthier.methods.heads import LinearHead
 
-    return LinearHead(classes=len(task.labels) or 1, pooling=model.pooling, width=hidden_width(model, data))
+    pooling: Any = "none" if task.kind == "tagging" else model.pooling
+    return LinearHead(classes=len(task.labels) or 1, pooling=pooling, width=hidden_width(model, data))
 
 
 def hidden_width(model: Any, data: Any) -> int:
@@ -82,6 +84,8 @@ def new_adaptation(
     made.about = {**made.about, "base": base_name(model)}
     if data.task.kind == "regression":
         made.about[TARGETS] = asdict(Standardisation.of(data.train.targets))
+    if data.task.kind == "tagging":
+        made.about[UNKNOWN] = most_frequent_tag(data.task.labels, data.train.targets)
     if data.task.kind == "text2text":
         made.about["max_new_tokens"] = settings.max_new_tokens
     return made

@@ -18,7 +18,7 @@ from luthier.train.batches import Batches, Encoded, encode, number_examples
 from luthier.train.beginning import as_method, base_name, head_for, new_adaptation
 from luthier.train.cache import prefix_cache
 from luthier.train.choices import check_signal
-from luthier.train.fitted import TARGETS, Fitted, load_fitted, preprocess_card
+from luthier.train.fitted import TARGETS, Fitted, load_fitted, preprocess_card, unknown_tag
 from luthier.train.folder import Log, RunFolder
 from luthier.train.outcome import finish
 from luthier.train.predict import mean_loss, predictions
@@ -298,12 +298,14 @@ class Job:
         }
         if self.task.kind == "text2text":  # to write every answer would take longer than to train
             return {"loss": mean_loss(self.adapted, split, self.objective, **options)}
+        if self.task.kind == "tagging":
+            options["unknown"] = unknown_tag(self.adaptation, self.task)
         found = predictions(self.adapted, split, self.task, standardisation=self.standardisation, **options)
         return {k: float(v) for k, v in scores(self.task, self.data.validation.targets, found).items()}
 
     def class_weights(self) -> tuple[float, ...]:
         from luthier.data import class_weights
 
-        if self.task.kind not in ("classification", "multilabel"):
+        if self.task.kind not in ("classification", "multilabel", "tagging"):
             raise OptionError(f"class_weights: a {self.task.kind} has no classes.")
         return tuple(float(w) for w in class_weights(self.data.train, self.task))

@@ -18,6 +18,8 @@ from luthier.train.predict import BATCH, generate, predictions
 
 TARGETS = "targets"
 """Key in an adaptation's `about`: mean and deviation of a regression's targets."""
+UNKNOWN = "unknown_tag"
+"""Key in an adaptation's `about`: what tagging calls a word that the model does not see."""
 
 
 @dataclass
@@ -46,7 +48,8 @@ class Fitted:
             yield adapted
 
     def answers(self, split: Any, batch_size: int = BATCH) -> Any:
-        """For a split or plain inputs: probabilities (rows, classes), values (rows,), or texts."""
+        """For a split or plain inputs: probabilities (rows, classes), values (rows,), texts, or for each row (words, tags)
+        probabilities."""
         with self.attached() as adapted:
             return answers(adapted, self, split, batch_size)
 
@@ -58,19 +61,22 @@ class Fitted:
             raise DataError("These rows have no targets to score against: give data with the label column.")
         return scores(self.task, split.targets, self.answers(split, batch_size))
 
-    def predict_proba(self, inputs: Any, batch_size: int = BATCH) -> np.ndarray:
-        """(rows, classes) float32; rows add up to 1 for classification, not for multi-label."""
-        if self.task.kind not in ("classification", "multilabel"):
+    def predict_proba(self, inputs: Any, batch_size: int = BATCH) -> Any:
+        """(rows, classes) float32; rows add up to 1 for classification, not for multi-label. Tagging: for each row an array
+        (words, tags), whose rows add up to 1."""
+        if self.task.kind not in ("classification", "multilabel", "tagging"):
             raise DataError(f"A {self.task.kind} has no probabilities: use predict().")
         return self.answers(inputs, batch_size)
 
     def predict(self, inputs: Any, batch_size: int = BATCH) -> Any:
-        """Label names, tuples of them (multi-label), values (rows,), or texts."""
+        """Label names, tuples of them (multi-label), values (rows,), texts, or for each row the tags of its words."""
         found = self.answers(inputs, batch_size)
         if self.task.kind == "classification":
             return [self.task.labels[i] for i in found.argmax(-1)]
         if self.task.kind == "multilabel":
             return [tuple(name for name, p in zip(self.task.labels, row) if p >= 0.5) for row in found]
+        if self.task.kind == "tagging":
+            return [[self.task.labels[i] for i in row.argmax(-1)] for row in found]
         return found
 
     # -- as a value: effects add, each with its coefficient; the base, task and labels must be the same
@@ -146,7 +152,7 @@ def answers(adapted: Any, fitted: Fitted, split: Any, batch_size: int = BATCH, *
         split = Inputs(split)
     if len(split) == 0:
         none = np.zeros((0, len(task.labels)) if task.labels else 0, np.float32)
-        return [] if task.kind == "text2text" else none
+        return [] if task.kind in ("text2text", "tagging") else none
     head = next((placed.part for placed in adapted.heads), None)
     data = encode(fitted.preprocess, split, task, targets=False, head=head)
     options = {"device": model.device, "batch_size": batch_size, **options}
@@ -154,7 +160,15 @@ def answers(adapted: Any, fitted: Fitted, split: Any, batch_size: int = BATCH, *
         return generate(
             adapted, model, fitted.preprocess, data, max_new_tokens=fitted.max_new_tokens, **options
         )
+    if task.kind == "tagging":
+        options["unknown"] = unknown_tag(fitted.adaptation, task)
     return predictions(adapted, data, task, standardisation=fitted.standardisation, **options)
+
+
+def unknown_tag(adaptation: Any, task: Any) -> int:
+    """The index of the tag of words that the model does not see: what the card says, else O, else the first."""
+    named = adaptation.about.get(UNKNOWN, "O")
+    return task.labels.index(named) if named in task.labels else 0
 
 
 @dataclass
@@ -210,6 +224,8 @@ def as_fitted(adaptation: Any, model: Any, metrics: dict[str, Any] | None = None
         raise FileFormatError(
             f"The card's max_new_tokens or {TARGETS} are malformed. Fetch the adaptation again."
         )
+    if task.kind == "tagging" and about.get(UNKNOWN, task.labels[0]) not in task.labels:
+        raise FileFormatError(f"The card's {UNKNOWN} is none of its tags. Fetch the adaptation again.")
     return Fitted(adaptation, model, task, metrics or {}, longest, pre)
 
 

@@ -102,7 +102,7 @@ def prediction_lines(task: Any, split: Any, found: Any) -> str:
     out, labels = io.StringIO(), names(task)
     for row in range(len(split)):
         record: dict[str, Any] = {"row": row}
-        if task.modality in ("text", "pair"):
+        if task.modality in ("text", "pair", "words"):
             given = split.inputs[row]
             record["input"] = plain(given) if isinstance(given, str) else [plain(part) for part in given]
         target, said = split.targets[row], found[row]
@@ -113,6 +113,9 @@ def prediction_lines(task: Any, split: Any, found: Any) -> str:
             record["target"] = [n for n, t in zip(labels, target) if t]
             record["predicted"] = [n for n, p in zip(labels, said) if p >= 0.5]
             record["probabilities"] = by_label(task, said)
+        elif task.kind == "tagging":
+            record["target"] = [labels[int(t)] for t in target]
+            record["predicted"] = [labels[int(t)] for t in said.argmax(-1)]
         elif task.kind == "regression":
             record |= {"target": float(target), "predicted": float(said)}
         else:

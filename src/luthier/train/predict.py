@@ -36,19 +36,42 @@ def predictions(
     precision: str = "fp32",
     standardisation: Standardisation | None = None,
     processes: Processes | None = None,
-) -> np.ndarray:
-    """classification, multilabel: probabilities (rows, classes) float32; regression: values (rows,)."""
+    unknown: int = 0,
+) -> Any:
+    """classification, multilabel: probabilities (rows, classes) float32; regression: values (rows,); tagging: for each row
+    probabilities (words, tags), of which the tag `unknown` is certain for words that have no token."""
     rank, world = (processes.rank, processes.world) if processes else (0, 1)
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    found: list[tuple[np.ndarray, Any]] = []
     adapted.eval()
     with torch.no_grad(), adapted.using("main"), autocast(precision, device):
         for rows, batch in in_order(data, batch_size, device, rank=rank, world=world):
-            found.append(
-                (rows, to_answers(adapted(batch).logits.float(), task, standardisation).cpu().numpy())
-            )
+            said: Any = to_answers(adapted(batch).logits.float(), task, standardisation).cpu().numpy()
+            if task.kind == "tagging":
+                said = by_word(said, batch["attention_mask"].cpu().numpy(), data, rows, unknown)
+            found.append((rows, said))
     if processes:
         found = [pair for part in processes.gather(found) for pair in part]
+    if task.kind == "tagging":
+        by_row = {int(row): one for rows, several in found for row, one in zip(rows, several)}
+        return [by_row[row] for row in range(len(data))]
     return put_in_order(found, len(data))
+
+
+def by_word(
+    said: np.ndarray, mask: np.ndarray, data: Encoded, rows: np.ndarray, unknown: int | None
+) -> list[np.ndarray]:
+    """said (rows, tokens, tags), padded on either side -> for each row (words, tags): what the first token of each word says.
+
+    unknown: the tag that is certain for a word without tokens; None: all are NaN there.
+    """
+    assert data.starts is not None
+    out = []
+    for i, row in enumerate(rows):
+        starts = data.starts[int(row)]
+        made = said[i][mask[i].astype(bool)][starts]
+        made[starts < 0] = np.nan if unknown is None else np.eye(said.shape[2], dtype=said.dtype)[unknown]
+        out.append(made)
+    return out
 
 
 def put_in_order(found: list[tuple[np.ndarray, np.ndarray]], rows: int) -> np.ndarray:
@@ -63,8 +86,8 @@ def put_in_order(found: list[tuple[np.ndarray, np.ndarray]], rows: int) -> np.nd
 def to_answers(
     logits: torch.Tensor, task: Any, standardisation: Standardisation | None = None
 ) -> torch.Tensor:
-    """logits (rows, classes) -> probabilities, or (rows, 1) -> values in the target's own unit."""
-    if task.kind == "classification":
+    """logits (..., classes) -> probabilities, or (rows, 1) -> values in the target's own unit."""
+    if task.kind in ("classification", "tagging"):
         return logits.softmax(-1)
     if task.kind == "multilabel":
         return logits.sigmoid()

@@ -11,6 +11,7 @@ import torch
 from luthier.errors import DataError, ModelError, RunError
 from luthier.host.probe import cannot_matter
 from luthier.train.batches import Encoded
+from luthier.train.fitted import UNKNOWN
 from luthier.train.memory import Prediction, available, human
 from luthier.train.progress import About
 from luthier.train.run import Run
@@ -37,6 +38,10 @@ def check_task(model: Any, data: Any) -> None:
     if task.kind == "text2text" and not model.generates:
         raise ModelError(
             f"{model.name} cannot write text, which text-to-text needs: use a decoder or an encoder-decoder."
+        )
+    if task.kind == "tagging" and getattr(model.preprocess, "kind", None) != "text":
+        raise ModelError(
+            f"{model.name} reads no texts, which tagging needs: use a text model with its tokenizer, such as builtin:minilm."
         )
     if task.kind == "classification":
         present = {int(t) for t in data.train.targets}
@@ -78,6 +83,14 @@ def check_logits(run: Run, task: Any) -> None:
                 f"Text-to-text needs logits (rows, tokens, vocabulary), but the model gives {tuple(logits.shape)}."
             )
         return
+    if task.kind == "tagging":
+        tokens = batch["input_ids"].shape[1]
+        if logits.dim() != 3 or tuple(logits.shape[1:]) != (tokens, len(task.labels)):
+            raise DataError(
+                f"The model's output has shape {tuple(logits.shape)} for one row of {tokens} tokens, but tagging needs "
+                f"{len(task.labels)} tags for each: the label set does not fit this model or head."
+            )
+        return
     wanted = len(task.labels) if task.kind in ("classification", "multilabel") else 1
     if logits.dim() != 2 or logits.shape[-1] != wanted:
         raise DataError(
@@ -107,6 +120,9 @@ def answer(target: Any, task: Any) -> str:
         return plain(str(task.labels[int(target)]))
     if task.kind == "multilabel":
         return plain(", ".join(str(n) for n, t in zip(task.labels, target) if t)) or "(none)"
+    if task.kind == "tagging":
+        said = plain(" ".join(str(task.labels[int(t)]) for t in target))
+        return said if len(said) <= SHOWN else said[: SHOWN - 3] + "..."
     return f"{float(target):.4g}"
 
 
@@ -128,6 +144,9 @@ def report(
         if cut:
             tokens = encoded.report.get("max_length", "?")
             lines.append((f"{name}: {cut} of {len(encoded)} rows are cut to {tokens} tokens", "data"))
+        if lost := encoded.report.get("beyond", 0):
+            tag = run.main.about.get(UNKNOWN, "?")
+            lines.append((f"{name}: {lost} words are beyond that and are called {plain(tag)} unread", "data"))
     if idle := cannot_matter(run.main):
         said = f"{len(idle)} trained tensors cannot matter (key biases under softmax), first {idle[0]}"
         lines.append((said, "size"))
