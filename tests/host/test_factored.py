@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextvars import ContextVar
 
 import pytest
 import torch
@@ -65,10 +66,10 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 SHAPES = [(3, 6), (20, 6), (2, 3, 6), (4, 9, 6), (2, 2, 5, 6)]
 
 
-@pytest.mark.parametrize("small", [0, factored.SMALL], ids=["by_rows", "folded"])
+@pytest.mark.parametrize("times", [0.0, 100.0], ids=["beside", "folded"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gradients_equal_plain_autograd(shape, small, monkeypatch) -> None:
-    monkeypatch.setattr(factored, "SMALL", small)
+def test_gradients_equal_plain_autograd(shape, times, monkeypatch) -> None:
+    monkeypatch.setattr(factored, "STANDS_FOR", ContextVar("times", default=times))
     model, x = attached(), torch.randn(shape, dtype=torch.float64)
     calls = []
     real = FactoredLinear.apply

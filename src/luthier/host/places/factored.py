@@ -9,6 +9,7 @@ the backward pass. Narrow products are taken as (rank, rows): MKL is two to five
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +18,8 @@ from torch.nn.functional import linear
 
 from luthier.host.sites import is_transposed
 
-SMALL = 2**20
-"""Entries of a weight that is changed before a training step whatever the rows, so that what is allocated does not depend on them."""
+STANDS_FOR: ContextVar[float] = ContextVar("luthier_stands_for", default=1.0)
+"""How many times as many rows the batch has for which a trial stands, so that the trial takes the same way (memory prediction)."""
 
 
 class Factors(NamedTuple):
@@ -41,7 +42,7 @@ class Change(NamedTuple):
     dropout: float
     seed: int = 0
     folds: bool = False
-    """Whether W + s B A is made first, which is cheaper than a change of a long output."""
+    """Whether W + s B A is made first."""
     anchor: bool = False
     """Whether this is the start of the change before it, which is taken off: exactly nothing where they are equal."""
 
@@ -74,13 +75,12 @@ def changed(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     if dtype == x.dtype != weight.dtype:
         return None
-    # half precision would round the change away
-    learns = torch.is_grad_enabled()
-    long = x.numel() >= weight.shape[1] ** 2 or (learns and weight.numel() <= SMALL)
-    folds = long and dtype.itemsize >= 4 and weight.dtype == dtype
+    rows = x.numel() // max(1, x.shape[-1]) * STANDS_FOR.get()
+    # cheaper than a change of a long output; half precision would round it away
+    folds = rows >= min(weight.shape) and dtype.itemsize >= 4 and weight.dtype == dtype
     tensors: list[Tensor] = []
     changes: list[Change] = []
-    for now, start, rows, coefficient in given:
+    for now, start, outputs, coefficient in given:
         # from the generator that checkpointing restores
         seed = int(torch.randint(2**62, ())) if now.dropout else 0
         for f in (now, start):
@@ -91,9 +91,9 @@ def changed(
             tensors += [f.up, f.down]
             sign = coefficient if f is now else -coefficient
             changes.append(
-                Change(rows, f.scale * sign, now.dropout, seed, folds and not now.dropout, f is not now)
+                Change(outputs, f.scale * sign, now.dropout, seed, folds and not now.dropout, f is not now)
             )
-    if learns and (x.requires_grad or any(t.requires_grad for t in tensors)):
+    if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
         return FactoredLinear.apply(x, weight, module.bias, dtype, changes, *tensors)  # type: ignore[no-any-return]
     return _forward(x, weight, module.bias, dtype, changes, tensors)
 
