@@ -23,7 +23,9 @@ def texts(rows: int) -> Any:
     found = lt.data("builtin:pydocs").train
     inputs, targets = list(found.inputs), [str(t) for t in found.targets]
     made = [" ".join(inputs[(5 * i + j) % len(inputs)] for j in range(5)) for i in range(rows)]
-    return lt.data({"text": made, "label": targets[: 5 * rows : 5]}, input="text", label="label", split=(1, 0, 0))
+    return lt.data(
+        {"text": made, "label": targets[: 5 * rows : 5]}, input="text", label="label", split=(1, 0, 0)
+    )
 
 
 @contextlib.contextmanager
@@ -57,7 +59,9 @@ def peer(base: Any, job: Any, **where: Any) -> Callable[[], None]:
     from peft import LoraConfig, get_peft_model
     from torch import nn
 
-    model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"], **where)).eval()
+    model = get_peft_model(
+        base, LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"], **where)
+    ).eval()
     head = nn.Linear(384, len(job.task.labels))
     trained = [p for p in [*model.parameters(), *head.parameters()] if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-4, fused=True)
@@ -94,7 +98,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         (
             "epochs after the first, LoRA on the upper third",
             upper,
-            [("peft on all layers", 0.4, {}), ("peft on the same layers", 0.65, {"layers_to_transform": [4, 5]})],
+            [
+                ("peft on all layers", 0.4, {}),
+                ("peft on the same layers", 0.65, {"layers_to_transform": [4, 5]}),
+            ],
         ),
     ]
     for name, method, beside in cases:

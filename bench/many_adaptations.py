@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import timing
@@ -56,7 +57,10 @@ def forwards(base: Any, batch: dict[str, Any], many: int, pairs: int) -> list[di
         max(2, pairs // 2),
         1,
     )
-    runs = {"ours": {"many": ours["ours"], "two": ours["peer"]}, "peer": {"many": other["ours"], "two": other["peer"]}}
+    runs = {
+        "ours": {"many": ours["ours"], "two": ours["peer"]},
+        "peer": {"many": other["ours"], "two": other["peer"]},
+    }
     return [
         timing.figure(
             f"forward of {rows} rows over {many} adaptations against 2", timing.ratio_of(ours), 1.3, "times",
@@ -92,6 +96,9 @@ def additions(base: Any, many: int, times: int) -> list[dict[str, Any]]:
     def made(i: int) -> Any:
         return Adaptation.new(LoRA(rank=8), base, seed=i)
 
+    def hold(add: Any, i: int) -> None:
+        add(f"a{i}", made(i))
+
     found: dict[str, list[list[float]]] = {"bank": [], "attached": [], "peer": []}
     for turn in range(times):
         bank, adapted = Bank(base, {"a0": made(0)}), Adapted(base)
@@ -99,11 +106,11 @@ def additions(base: Any, many: int, times: int) -> list[dict[str, Any]]:
         each: dict[str, list[float]] = {"bank": [], "attached": [], "peer": []}
         theirs = get_peft_model(copy.deepcopy(base), config(), adapter_name="a0") if turn < 2 else None
         for i in range(1, many):
-            name = f"a{i}"
-            each["bank"].append(timing.seconds(lambda n=name, i=i: bank.add(n, made(i)), collect=False))
-            each["attached"].append(timing.seconds(lambda n=name, i=i: adapted.attach(n, made(i)), collect=False))
+            each["bank"].append(timing.seconds(partial(hold, bank.add, i), collect=False))
+            each["attached"].append(timing.seconds(partial(hold, adapted.attach, i), collect=False))
             if theirs is not None:
-                each["peer"].append(timing.seconds(lambda n=name: theirs.add_adapter(n, config()), collect=False))
+                add = partial(theirs.add_adapter, f"a{i}", config())
+                each["peer"].append(timing.seconds(add, collect=False))
         adapted.detach()
         for k, v in each.items():
             if v:

@@ -48,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         theirs.unmerge_adapter()
     ours = altered({n: base.get_parameter(n) for n in edited})
     peer = altered(
-        {n: theirs.base_model.model.get_submodule(n.removesuffix(".weight")).base_layer.weight for n in edited}  # type: ignore[union-attr]
+        {
+            n: theirs.base_model.model.get_submodule(n.removesuffix(".weight")).base_layer.weight
+            for n in edited
+        }  # type: ignore[union-attr]
     )
     name = f"base weights altered by {cycles} bf16 merge/unmerge cycles"
     share = timing.figure(name, ours, 0.0, "share", peer=peer, peer_version=timing.peft_version())

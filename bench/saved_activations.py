@@ -15,21 +15,12 @@ import timing
 
 def saved(model: Any, x: Any) -> float:
     """Bytes saved for backward by `model(x)` over the bytes of x."""
-    import torch
+    from luthier.instruments.saved import saved as meter
 
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    found: dict[int, int] = {}
-
-    def pack(t: Any) -> Any:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in weights:
-            found[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with meter(model.parameters()) as kept:
         y = model(x)
-    y.float().sum().backward()  # while it is alive no storage is given out twice
-    return sum(found.values()) / (x.numel() * x.element_size())
+    y.float().sum().backward()
+    return kept.bytes / (x.numel() * x.element_size())
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

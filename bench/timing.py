@@ -22,11 +22,15 @@ def arguments(doc: str | None, argv: Sequence[str] | None, **extra: dict[str, An
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     for name, options in extra.items():
-        parser.add_argument(name if options.pop("positional", False) else f"--{name.replace('_', '-')}", **options)
+        parser.add_argument(
+            name if options.pop("positional", False) else f"--{name.replace('_', '-')}", **options
+        )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, help="turns that each figure takes (default: the file's own)")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: only to see that it runs")
-    parser.add_argument("--out", type=Path, help="folder to write to (default: results/, or nowhere with --smoke)")
+    parser.add_argument(
+        "--out", type=Path, help="folder to write to (default: results/, or nowhere with --smoke)"
+    )
     given = parser.parse_args(argv)
     import torch
 
@@ -122,7 +126,10 @@ def write(name: str, figures: list[dict[str, Any]], given: argparse.Namespace) -
     }
     for f in figures:
         shown = f["ours"] if f["ratio"] is None else f["ratio"]
-        print(f"{f['name']}: {shown:.3g}, limit {f['limit']:g}{'' if f['holds'] else ': NOT REACHED'}", flush=True)
+        print(
+            f"{f['name']}: {shown:.3g}, limit {f['limit']:g}{'' if f['holds'] else ': NOT REACHED'}",
+            flush=True,
+        )
     out = given.out or (None if given.smoke else RESULTS)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -133,5 +140,9 @@ def write(name: str, figures: list[dict[str, Any]], given: argparse.Namespace) -
 def processor() -> str:
     """What the processor calls itself."""
     info = Path("/proc/cpuinfo")
-    names = [x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")] if info.exists() else []
+    names = (
+        [x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return names[0] if names else platform.processor() or platform.machine()

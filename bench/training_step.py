@@ -48,7 +48,9 @@ def step(forward: Callable[[], Any], batch: dict[str, Any], trained: list[Any]) 
     return take
 
 
-def ours(base: Any, method: Any, batch: dict[str, Any], training: bool = False) -> tuple[Callable[[], Any], int]:
+def ours(
+    base: Any, method: Any, batch: dict[str, Any], training: bool = False
+) -> tuple[Callable[[], Any], int]:
     from luthier.host import Adaptation, Adapted
 
     adapted = Adapted(base)
@@ -60,7 +62,9 @@ def ours(base: Any, method: Any, batch: dict[str, Any], training: bool = False) 
     return step(lambda: adapted(batch).hidden, batch, trained), sum(p.numel() for p in trained)
 
 
-def peer(base: Any, config: Any, batch: dict[str, Any], training: bool = False) -> tuple[Callable[[], Any], int]:
+def peer(
+    base: Any, config: Any, batch: dict[str, Any], training: bool = False
+) -> tuple[Callable[[], Any], int]:
     from peft import get_peft_model
 
     model = get_peft_model(base, config).train(training)

@@ -18,6 +18,7 @@ from luthier.host.places import factored
 from luthier.host.places import weight as weight_place
 from luthier.host.places.factored import Change, FactoredLinear, _mask
 from luthier.host.sites import Site
+from luthier.instruments.saved import saved
 from luthier.methods import load_all
 from luthier.methods.low_rank.lora import LoRA
 from tests.host import bed
@@ -170,19 +171,10 @@ def test_checkpointing_recomputes_the_same(dropout: float) -> None:
 
 def kept(model: Adapted, x: torch.Tensor) -> int:
     """Bytes of unique storages saved for backward, weights left out."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    found: dict[int, int] = {}
-
-    def pack(t: torch.Tensor) -> torch.Tensor:
-        s = t.untyped_storage()
-        if s.data_ptr() not in weights:
-            found[s.data_ptr()] = s.nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with saved(model.parameters()) as meter:
         y = model.base.query(x), model.base.key(x), model.base.value(x)
     del y
-    return sum(found.values())
+    return meter.bytes
 
 
 @pytest.mark.parametrize(("dropout", "limit"), [(0.0, 1.1), (0.1, 1.3)])

@@ -54,7 +54,7 @@ def _add_rooms() -> None:
     from importlib import import_module
     from importlib.util import find_spec
 
-    for name in ("compare", "papers", "check"):
+    for name in ("compare", "papers", "check", "bench"):
         if find_spec(f"luthier.cli.{name}"):
             app.command(name)(getattr(import_module(f"luthier.cli.{name}"), name))
 
