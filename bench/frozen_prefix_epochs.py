@@ -23,6 +23,7 @@ def texts(rows: int) -> Any:
     found = lt.data("builtin:pydocs").train
     inputs, targets = list(found.inputs), [str(t) for t in found.targets]
     made = [" ".join(inputs[(5 * i + j) % len(inputs)] for j in range(5)) for i in range(rows)]
+    made = [" ".join(text.split()[:45]) for text in made]
     return lt.data(
         {"text": made, "label": targets[: 5 * rows : 5]}, input="text", label="label", split=(1, 0, 0)
     )
@@ -42,7 +43,7 @@ def ours(model: Any, data: Any, method: Any, cache: str = "auto") -> Iterator[tu
     with job:
         job.run.enter()
         with job.frozen_prefix():
-            if isinstance(job.watch.uncached, str):
+            if not job.watch.cached:
                 raise RuntimeError(f"nothing is cached: {job.watch.uncached}")
 
             def epoch() -> None:
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from luthier.methods.side.lst import LST
 
     rows, pairs = (64, 1) if given.smoke else (192, given.pairs or 4)
-    model = lt.load("builtin:minilm", device="cpu", max_length=64)
+    model = lt.load("builtin:minilm", device="cpu")
     data, version, figures = texts(rows), timing.peft_version(), []
     upper = LoRA(rank=8, targets="attention.query[-2:] | attention.value[-2:]")
     cases: list[tuple[str, Any, list[tuple[str, float, dict[str, Any]]]]] = [

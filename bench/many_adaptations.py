@@ -42,11 +42,10 @@ def forwards(base: Any, batch: dict[str, Any], many: int, pairs: int) -> list[di
     from luthier.host.bank import Bank
     from luthier.methods.low_rank.lora import LoRA
 
-    rows = len(batch["input_ids"])
+    rows, theirs = len(batch["input_ids"]), peer(copy.deepcopy(base), many)
     bank = Bank(base, {f"a{i}": Adaptation.new(LoRA(rank=8), base, seed=i) for i in range(many)})
     adapted = Adapted(base)
     adapted.attach("bank", bank.adaptation)
-    theirs = peer(copy.deepcopy(base), many)
     ours = timing.in_turns(
         lambda: bank(adapted, batch, names(many, rows)), lambda: bank(adapted, batch, names(2, rows)), pairs
     )

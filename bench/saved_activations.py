@@ -13,11 +13,11 @@ from typing import Any
 import timing
 
 
-def saved(model: Any, x: Any) -> float:
+def saved(model: Any, weights: Any, x: Any) -> float:
     """Bytes saved for backward by `model(x)` over the bytes of x."""
     from luthier.instruments.saved import saved as meter
 
-    with meter(model.parameters()) as kept:
+    with meter(weights) as kept:
         y = model(x)
     y.float().sum().backward()
     return kept.bytes / (x.numel() * x.element_size())
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         name = f"saved for backward by LoRA on q, k, v, {'with' if dropout else 'without'} dropout"
         figures.append(
             timing.figure(
-                name, saved(adapted.base, x), limit, "multiples of the input", peer=saved(theirs, x),
+                name, saved(adapted.base, adapted.parameters(), x), limit, "multiples of the input", peer=saved(theirs, theirs.parameters(), x),
                 peer_version=timing.peft_version(),
             )
         )  # fmt: skip

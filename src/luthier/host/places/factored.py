@@ -57,6 +57,7 @@ def usable(module: nn.Module, original: Any, x: Tensor) -> bool:
         and not weight.requires_grad
         and (module.bias is None or not module.bias.requires_grad)  # type: ignore[union-attr]
         and x.is_floating_point()
+        and not x.is_meta
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None  # vmap, jvp
         and torch.autograd.forward_ad._current_level < 0

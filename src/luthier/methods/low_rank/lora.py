@@ -39,7 +39,7 @@ class LoRA(WeightEdit):
         return Factors(t.B, t.A, self.alpha / self.rank, self.dropout if t.training else 0.0)
 
     def shortcut(self, x, y, t):
-        x = dropout(x, self.dropout, t.training)
+        x = dropout(x, self.dropout) if self.dropout and t.training else x
         if t.A.dim() == 2:
             return y + linear(linear(x, t.A), t.B) * (self.alpha / self.rank)
         return y + (x @ t.A.mT) @ t.B.mT * (self.alpha / self.rank)
