@@ -43,12 +43,16 @@ def forwards(base: Any, batch: dict[str, Any], many: int, pairs: int) -> list[di
     from luthier.methods.low_rank.lora import LoRA
 
     rows, theirs = len(batch["input_ids"]), peer(copy.deepcopy(base), many)
-    bank = Bank(base, {f"a{i}": Adaptation.new(LoRA(rank=8), base, seed=i) for i in range(many)})
-    adapted = Adapted(base)
-    adapted.attach("bank", bank.adaptation)
-    ours = timing.in_turns(
-        lambda: bank(adapted, batch, names(many, rows)), lambda: bank(adapted, batch, names(2, rows)), pairs
-    )
+    adapted, banks = Adapted(base), {}
+    for count in (2, many):
+        banks[count] = Bank(base, {f"a{i}": Adaptation.new(LoRA(rank=8), base, seed=i) for i in range(count)})
+        adapted.attach(f"of{count}", banks[count].adaptation)
+
+    def forward(count: int) -> None:
+        with adapted.using(f"of{count}"):
+            banks[count](adapted, batch, names(count, rows))
+
+    ours = timing.in_turns(partial(forward, many), partial(forward, 2), pairs)
     adapted.detach()
     other = timing.in_turns(
         lambda: theirs(**batch, adapter_names=names(many, rows)),
