@@ -5,12 +5,13 @@ python bench/memory_prediction.py DATA [--steps 12]    each run in a process of 
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
+
+import timing
 
 CASES = [
     ("lora", 32),
@@ -43,12 +44,10 @@ def one(data: str, method: str, batch: int, steps: int) -> None:
     print(json.dumps({k: fitted.metrics[k] for k in ("predicted_peak_bytes", "peak_bytes")}))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data")
-    parser.add_argument("--steps", type=int, default=70)
-    parser.add_argument("--one", nargs=2)
-    given = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
+    given = timing.arguments(
+        __doc__, argv, data={"positional": True}, steps={"type": int, "default": 70}, one={"nargs": 2}
+    )
     if given.one:
         return one(given.data, given.one[0], int(given.one[1]), given.steps)
     runs = []
@@ -63,28 +62,17 @@ def main() -> None:
             method,
             str(batch),
         ]
-        found = json.loads(
-            subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-        )
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found = json.loads(output.splitlines()[-1])
         error = found["predicted_peak_bytes"] / found["peak_bytes"] - 1
         runs.append({"method": method, "batch": batch, **found, "error": error})
         print(
             f"{method:14} {batch:4} rows  predicted {found['predicted_peak_bytes'] / 1e6:7.1f} MB  reached {found['peak_bytes'] / 1e6:7.1f} MB  {error:+.1%}",
             flush=True,
         )
-    import torch
-
-    import luthier
-
     worst = max(abs(r["error"]) for r in runs)
-    result = {
-        "name": "memory_prediction", "unit": "bytes", "limit": 0.15, "worst": worst, "holds": worst <= 0.15, "runs": runs,
-        "versions": {"luthier": luthier.__version__, "torch": torch.__version__, "python": platform.python_version()},
-    }  # fmt: skip
-    (Path(__file__).parent / "results" / "memory_prediction.json").write_text(
-        json.dumps(result, indent=1) + "\n"
-    )
-    print(f"worst error {worst:.1%}, limit 15 %")
+    name = "predicted peak memory, largest error of nine configurations"
+    return timing.write("memory_prediction", [timing.figure(name, worst, 0.15, "share", runs=runs)], given)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,15 @@ python bench/trec_whole_job.py DATA [--seeds 3] [--threads 2]
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import timing
 
 ROWS, EPOCHS, BATCH, RANK = 2000, 3, 32, 8
 
@@ -111,50 +112,27 @@ def peer(folder: Path, seed: int, rate: float) -> tuple[float, float]:
     return accuracy, time.perf_counter() - began
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--peer-rate", type=float, default=2e-3)
-    given = parser.parse_args()
-    import peft
-    import torch
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    given = timing.arguments(
+        __doc__, argv, data={"positional": True, "type": Path}, seeds={"type": int, "default": 3},
+        peer_rate={"type": float, "default": 2e-3},
+    )  # fmt: skip
     import transformers
 
-    import luthier
-
-    torch.set_num_threads(given.threads)
-    runs = []
+    runs: dict[str, list[tuple[float, float]]] = {"ours": [], "peer": []}
     for seed in range(given.seeds):
-        mine, theirs = ours(given.data, seed), peer(given.data, seed, given.peer_rate)
-        runs.append({"seed": seed, "ours": mine, "peer": theirs, "ratio": mine[1] / theirs[1]})
-        print(runs[-1], flush=True)
-    result = {
-        "name": "trec_whole_job",
-        "unit": "seconds of the whole job, accuracy on the test file",
-        "ours": {
-            "accuracy": statistics.mean(r["ours"][0] for r in runs),
-            "seconds": statistics.median(r["ours"][1] for r in runs),
-        },
-        "peer": {
-            "accuracy": statistics.mean(r["peer"][0] for r in runs),
-            "seconds": statistics.median(r["peer"][1] for r in runs),
-        },
-        "peer_version": f"peft {peft.__version__}, transformers {transformers.__version__}, Trainer at rate {given.peer_rate:g}",
-        "ratio": statistics.median(r["ratio"] for r in runs),
-        "limit": 0.6,
-        "runs": runs,
-        "versions": {
-            "luthier": luthier.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "machine": {"threads": given.threads, "processor": platform.processor() or platform.machine()},
-    }
-    path = Path(__file__).parent / "results" / "trec_whole_job.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({k: result[k] for k in ("ours", "peer", "ratio", "limit")}, indent=1))
+        runs["ours"].append(ours(given.data, seed))
+        runs["peer"].append(peer(given.data, seed, given.peer_rate))
+        print({side: found[-1] for side, found in runs.items()}, flush=True)
+    version = f"{timing.peft_version()}, transformers {transformers.__version__}, Trainer at rate {given.peer_rate:g}"
+    taken = {side: [t for _, t in found] for side, found in runs.items()}
+    right = {side: statistics.mean(a for a, _ in found) for side, found in runs.items()}
+    seconds = timing.beside("whole job on TREC", taken, 0.6, version)
+    wrong = timing.figure(
+        "whole job on TREC, errors on the test file", 1 - right["ours"], 0.05, "share", peer=1 - right["peer"],
+        peer_version=version, runs=runs,
+    )  # fmt: skip
+    return timing.write("trec_whole_job", [seconds, wrong], given)
 
 
 if __name__ == "__main__":

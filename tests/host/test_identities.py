@@ -190,7 +190,11 @@ BANKED = [
 )
 @torch.no_grad()
 def test_a_bank_equals_row_by_row_after_add_and_swap(part, name: str) -> None:
-    base, x = bed.base(name), bed.batch(name)
+    # in float64: this T5 makes 1e-4 of a rounding error, and one adaptation alone is computed in another order than a bank
+    base, x = (
+        bed.base(name).double(),
+        {k: v.double() if v.is_floating_point() else v for k, v in bed.batch(name).items()},
+    )
     made = {
         k: bed.shaken(Adaptation.new(part, base, head=LinearHead(width=32, classes=c), seed=i), 0.3, i)
         for i, (k, c) in enumerate({"a": 3, "b": 2, "c": 3, "d": 2}.items())
@@ -204,7 +208,7 @@ def test_a_bank_equals_row_by_row_after_add_and_swap(part, name: str) -> None:
     for i, (name_of, key) in enumerate(zip(names, ["a", "c", "d", "a"], strict=True)):
         with model.attached(made[key]):
             want = model({k: v[i : i + 1] for k, v in x.items()}).logits
-        bed.close(got[i : i + 1, : want.shape[1]], want, 1e-5)
+        bed.close(got[i : i + 1, : want.shape[1]], want, 1e-9)
         assert name_of != "b" or got[i, 2] == float("-inf")
     with pytest.raises(OptionError, match="other options"):
         bank.add(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -320,7 +321,7 @@ class Adapted(nn.Module):
         )
         token = CURRENT.set(ctx)
         try:
-            if torch.is_grad_enabled() and "use_cache" in inspect.signature(module.forward).parameters:
+            if torch.is_grad_enabled() and _takes_use_cache(type(module)):
                 inputs.setdefault("use_cache", False)
             if inside:
                 inputs = (
@@ -428,6 +429,12 @@ class Recomputed:
             context_fn=lambda: (contextlib.nullcontext(), ctx.again()),
             **kwargs,
         )
+
+
+@functools.cache
+def _takes_use_cache(kind: type[nn.Module]) -> bool:
+    """Asked of every forward: reading a signature takes as long as a small linear layer."""
+    return "use_cache" in inspect.signature(kind.forward).parameters
 
 
 def _has_state(cache: Any) -> bool:

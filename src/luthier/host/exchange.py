@@ -36,6 +36,11 @@ class Next:
     def __init__(self, chain: Chain, index: int):
         self.chain, self.index = chain, index
 
+    @property
+    def bare(self) -> bool:
+        """Whether all that is left is the forward of the module's class."""
+        return self.index == len(self.chain.handlers) and self.chain.before is None
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         handlers = self.chain.handlers
         if self.index == len(handlers):

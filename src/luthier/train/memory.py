@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from luthier.errors import RunError
+from luthier.host.places.factored import STANDS_FOR
 
 ADVICE = (
     "lower --micro-batch (now {micro}), add --checkpointing, use --precision bf16, cut the texts (max_length), "
@@ -96,8 +97,8 @@ def predict(run: Any, probe: tuple[int, int] = (2, 4)) -> Prediction:
     weights = tensor_bytes([*run.adapted.base.parameters(), *run.adapted.base.buffers()])
     small, large = (min(p, rows) for p in probe)
     with _undisturbed(run):
-        first = _course(run, longest, small)
-        second = _course(run, longest, large) if large > small else first
+        first = _course(run, longest, small, rows)
+        second = _course(run, longest, large, rows) if large > small else first
     highest = extrapolated(first, second, (rows - large) / max(1, large - small))
     gradients = 0 if getattr(run.optimiser, "forward_only", False) else trained
     # at the end of the backward pass all gradients are there, which `highest` has counted
@@ -117,15 +118,19 @@ def extrapolated(first: list[int], second: list[int], times: float) -> int:
     return int(max((b + times * (b - a) for a, b in zip(first, second)), default=0))
 
 
-def _course(run: Any, row: int, times: int) -> list[int]:
-    """Bytes alive at every allocation of one forward and backward of one row repeated."""
+def _course(run: Any, row: int, times: int, meant: int) -> list[int]:
+    """Bytes alive at every allocation of one forward and backward of one row repeated, for a batch of `meant` rows."""
     batch = run.batches.repeated(run.stream, row, times)
     forward_only = getattr(run.optimiser, "forward_only", False)
-    with LiveBytes() as live, torch.set_grad_enabled(not forward_only):
-        loss = run.loss(batch)
-        if not forward_only:
-            loss.backward()
-        del loss
+    token = STANDS_FOR.set(meant / times)
+    try:
+        with LiveBytes() as live, torch.set_grad_enabled(not forward_only):
+            loss = run.loss(batch)
+            if not forward_only:
+                loss.backward()
+            del loss
+    finally:
+        STANDS_FOR.reset(token)
     for t in run.named.values():
         t.grad = None
     return live.course

@@ -2,9 +2,12 @@
 
 from luthier.host.places.activation import ActivationEdit
 from luthier.host.places.attention import AttentionEdit
+from luthier.host.places.factored import Factors
 from luthier.host.places.output import OutputHead
 from luthier.host.places.stack import Stack
 from luthier.host.places.tokens import TokenPrompt
 from luthier.host.places.weight import Subset, WeightEdit
 
-__all__ = ["ActivationEdit", "AttentionEdit", "OutputHead", "Stack", "Subset", "TokenPrompt", "WeightEdit"]
+__all__ = [
+    "ActivationEdit", "AttentionEdit", "Factors", "OutputHead", "Stack", "Subset", "TokenPrompt", "WeightEdit",
+]  # fmt: skip

@@ -13,6 +13,7 @@ from luthier.errors import ModelError
 from luthier.host.exchange import EDITED, exchange
 from luthier.host.functional import call_with
 from luthier.host.part import Part, T
+from luthier.host.places.factored import Factors, changed, usable
 from luthier.host.sites import is_linear
 
 if TYPE_CHECKING:
@@ -67,12 +68,15 @@ class WeightEdit(Weighted):
     shortcut(x, y, t) -> the same on activations; x: (..., in), y: (..., out), the layer's own output.
     before(x, t) -> x, instead of a shortcut, where the change is a change of the layer's input.
     delta_bias(weight, bias, t) -> the change of the bias, (out,). Without `delta` and `delta_bias` the part cannot merge.
+    factors(t) -> Factors of a low-rank delta, beside a shortcut: where they serve a whole batch, layer and change are one
+    function (`luthier.host.places.factored`).
     """
 
     delta: ClassVar[Any] = None
     delta_bias: ClassVar[Any] = None
     shortcut: ClassVar[Any] = None
     before: ClassVar[Any] = None
+    factors: ClassVar[Any] = None
 
     def function(self, args: tuple, t: T, ctx: Context | None) -> Tensor:
         return self.apply(args[0], args[1], t)
@@ -173,6 +177,8 @@ class Port:
         ]
         if not on:
             return original(*args, **kwargs)
+        if (y := _factored(self.module, on, original, args, kwargs)) is not None:
+            return y
         whole = [(a, c) for a, c in on if _folds(a) and a.placed.owner not in c.rows]
         if whole:  # the parameters change anyway: changes of the input are folded in too
             whole = [(a, c) for a, c in on if (_folds(a) or _turns_input(a)) and a.placed.owner not in c.rows]
@@ -238,6 +244,24 @@ def _folds(at: At) -> bool:
 def _turns_input(at: At) -> bool:
     """Whether the part changes what the layer receives."""
     return getattr(at.part, "before", None) is not None
+
+
+def _factored(
+    module: nn.Module, on: list[tuple[At, Context]], original: Any, args: tuple, kwargs: dict
+) -> Tensor | None:
+    """The layer with changes that are all low-rank and serve the whole batch; None where they are something else."""
+    if any(getattr(a.part, "factors", None) is None or a.placed.owner in c.rows for a, c in on):
+        return None
+    if any(a.part.source.by_row for a, _ in on):
+        return None
+    x = args[0] if args else next(iter(kwargs.values()))
+    if not usable(module, original, x):
+        return None
+    given: list[tuple[Factors, Factors | None, tuple[int, int] | None, float]] = []
+    for at, ctx in on:
+        start = at.part.factors(at.t(ctx, values=at.anchor)) if at.part.start.anchored else None
+        given.append((at.part.factors(at.t(ctx)), start, at.site.rows, at.placed.scale))
+    return changed(module, x, given)
 
 
 def _shortcut(at: At, ctx: Context, x: Tensor, y: Tensor) -> Tensor:

@@ -6,13 +6,15 @@ Step 0 is the base (B = 0). Merging adds dW to the weight. Dropout, if any, acts
 
 from __future__ import annotations
 
-from pydantic import NonNegativeFloat, PositiveInt
+from typing import Annotated
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import dropout, linear
 
 from luthier.errors import OptionError
 from luthier.host.part import Start, method, zero
-from luthier.host.places import WeightEdit
+from luthier.host.places import Factors, WeightEdit
 
 
 def low_rank(a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -24,6 +26,7 @@ def low_rank(a: Tensor, b: Tensor, scale: float) -> Tensor:
 class LoRA(WeightEdit):
     rank: PositiveInt = 8  # at most min(in, out) of every site
     alpha: NonNegativeFloat = 16.0  # the update is scaled by alpha / rank
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # on the update's input while training
     start: Start = zero("B")  # how A and B begin
 
     def tensors(self, site, layout):
@@ -32,7 +35,11 @@ class LoRA(WeightEdit):
     def delta(self, weight, t):
         return low_rank(t.A, t.B, self.alpha / self.rank)
 
+    def factors(self, t):
+        return Factors(t.B, t.A, self.alpha / self.rank, self.dropout if t.training else 0.0)
+
     def shortcut(self, x, y, t):
+        x = dropout(x, self.dropout) if self.dropout and t.training else x
         if t.A.dim() == 2:
             return y + linear(linear(x, t.A), t.B) * (self.alpha / self.rank)
         return y + (x @ t.A.mT) @ t.B.mT * (self.alpha / self.rank)
