@@ -45,10 +45,6 @@ def measured(id: str) -> Measured | None:
 
     Raises FileFormatError for a damaged file.
     """
-    from importlib.util import find_spec
-
-    if find_spec("luthier.papers.results") is None:
-        return None
     from luthier.papers.results import stored
 
     found = stored(id)
