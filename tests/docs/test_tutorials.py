@@ -72,7 +72,7 @@ def test_the_added_method_keeps_what_its_docstring_says(written, tmp_path):
     adapted.merge("main")
     with torch.no_grad():
         torch.testing.assert_close(adapted(batch).hidden, changed, atol=1e-5, rtol=0)
-    adapted.unmerge()
+    adapted.unmerge("main")
     assert all(torch.equal(v, kept[k]) for k, v in base.state_dict().items())
 
 
