@@ -77,14 +77,14 @@ def test_the_added_method_keeps_what_its_docstring_says(written, tmp_path):
 
 
 def test_the_added_method_comes_back_from_its_file(written, tmp_path):
-    from luthier.host import Adaptation
+    from luthier.host import Adaptation, files
 
     method, base = written
     adaptation = Adaptation.new(method(rank=3, scale=2.0), base)
     with torch.no_grad():
         for gain in adaptation.trainable().values():
             gain.fill_(0.25)
-    adaptation.save(tmp_path / "saved")
-    again = Adaptation.load(tmp_path / "saved", base)
+    files.save(adaptation, tmp_path / "saved")
+    again = files.load(tmp_path / "saved", base)
     mine, theirs = adaptation.trainable(), again.trainable()
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
