@@ -88,7 +88,7 @@ def docstring(doc: str) -> str:
         lines = block.splitlines()
         aligned = any(re.search(r"\S {2,}\S", line) or line.startswith("  ") for line in lines)
         if aligned:
-            out.append(f"<pre>{'<br>'.join(text(line) for line in lines)}</pre>")
+            out.append(f"<pre class=doc>{'<br>'.join(text(line) for line in lines)}</pre>")
         else:
             out.append("<p>" + re.sub(r"`([^`]+)`", r"<code>\1</code>", text(" ".join(lines))) + "</p>")
     return "\n".join(out) + "\n"

@@ -84,7 +84,7 @@ def test_the_added_method_comes_back_from_its_file(written, tmp_path):
     with torch.no_grad():
         for gain in adaptation.trainable().values():
             gain.fill_(0.25)
-    files.save(adaptation, tmp_path / "saved")
-    again = files.load(tmp_path / "saved", base)
+    files.save(adaptation, tmp_path / "saved", "base")
+    again = files.load(tmp_path / "saved", base, "base")
     mine, theirs = adaptation.trainable(), again.trainable()
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)

@@ -106,7 +106,7 @@ def test_what_data_says_stays_text(stored):
     bad = '</script><img src=x onerror=alert(1)> "q" \x1b[2J \u202e'
     stored["S294"] = record(True, statement=bad, notes=bad, data=bad)
     hostile = row("S294").model_copy(
-        update={k: bad for k in ("title", "system", "claim", "mechanism", "family", "code")}
+        update=dict.fromkeys(("title", "system", "claim", "mechanism", "family", "code"), bad)
     )
     source = module.page([hostile])
     parsed = Elements(source)
