@@ -1,7 +1,7 @@
 # Two commands, with no step before them:  make run  and  make test.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types format pins methods clean
+.PHONY: help setup run test lint types format pins methods docs clean
 
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c "" 2>/dev/null && { echo $$p; break; }; done)
 INDEX ?=
@@ -48,9 +48,13 @@ types: setup ## mypy
 methods: setup ## write again what is generated from the methods (index, table in the README)
 	@$(BIN)/python -m luthier.methods.index
 
+docs: setup ## build the site in site/: a page per method and per room, guides, figures
+	@$(BIN)/python -m mkdocs build --strict --quiet --clean
+	@echo "Site:  site/index.html   (open it in a browser; it loads nothing from elsewhere)"
+
 pins: setup ## write constraints.txt again from what is installed
 	@$(BIN)/python tools/pins.py
 
 clean: ## remove .venv and whatever tools left behind (never results: out/ and runs/ stay)
-	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	@rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	@find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -41,7 +41,8 @@ def closure(wanted: list[str]) -> dict[str, str]:
 def main() -> None:
     with open(os.path.join(ROOT, "pyproject.toml"), "rb") as file:
         project = tomllib.load(file)["project"]
-    pins = closure([*project["dependencies"], *project["optional-dependencies"]["dev"], BUILD])
+    extras = project["optional-dependencies"]
+    pins = closure([*project["dependencies"], *extras["dev"], *extras["docs"], BUILD])
     with open(os.path.join(ROOT, "constraints.txt"), "w") as file:
         file.write(HEADER + "".join(f"{name}=={version}\n" for name, version in sorted(pins.items())))
 

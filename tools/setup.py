@@ -77,12 +77,13 @@ def index_arguments(index: str) -> "list[str]":
 
 
 def requirements(root: str) -> "list[str]":
-    """What pyproject.toml declares, the tools of the tests included."""
+    """What pyproject.toml declares, the tools of the tests and of the site included."""
     import tomllib
 
     with open(os.path.join(root, "pyproject.toml"), "rb") as file:
         project = tomllib.load(file)["project"]
-    return list(project["dependencies"]) + list(project["optional-dependencies"]["dev"])
+    extras = project["optional-dependencies"]
+    return [*project["dependencies"], *extras["dev"], *extras.get("docs", [])]
 
 
 def refuse_gpu_packages(pip: "list[str]", arguments: "list[str]") -> None:
@@ -174,7 +175,7 @@ def set_up(root: str, venv: str, index: str = "", gpu: bool = False) -> bool:
         print("  asking pip what it would install", flush=True)
         refuse_gpu_packages(pip, ["--disable-pip-version-check", *chosen, *requirements(root)])
     # The build tool is pinned too, so that building the editable package fetches nothing of its own choice.
-    steps = [["setuptools"], ["--no-build-isolation", "-e", f"{root}[dev]"]]
+    steps = [["setuptools"], ["--no-build-isolation", "-e", f"{root}[dev,docs]"]]
     print("  installing the pins of constraints.txt", flush=True)
     for step in steps:
         if subprocess.run([*pip, "install", *quiet, *chosen, *step]).returncode:

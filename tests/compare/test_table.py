@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from luthier.compare.comparison import verdict
-from luthier.compare.embed import for_script
 from luthier.compare.table import rows, seconds, show
+from luthier.data.html import for_script
 
 
 def printed(made, width=80):

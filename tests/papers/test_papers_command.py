@@ -104,3 +104,16 @@ def test_meaning_ranks_with_the_model_and_shows_similarities(monkeypatch):
         for line in run("--meaning", "less memory", "--room", "frugal", "--json").stdout.splitlines()
     ]
     assert [(r["id"], r["similarity"]) for r in read] == [("S200", 0.7123), ("S068", 0.5)]
+
+
+def test_html_writes_a_page_of_what_was_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("--html").exit_code == 0 and (tmp_path / "papers.html").read_text().count("<article") == 374
+    done = run("--room", "clients", "--html", "some.html", "--json")
+    said = json.loads(done.stdout)
+    assert (said["file"], said["rows"]) == ("some.html", 15)
+    assert (tmp_path / "some.html").read_text().count("<article") == 15 and said["bytes"] == (
+        tmp_path / "some.html"
+    ).stat().st_size
+    missing = run("--html", "nowhere/some.html")
+    assert missing.exit_code != 0 and "no folder 'nowhere'" in str(missing.exception)

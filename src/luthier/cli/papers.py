@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from luthier.errors import OptionError
 from luthier.papers import catalogue
 from luthier.papers.catalogue import Row
 
 ID = re.compile(r"S\d{3}", re.I)
+PAGE = "papers.html"
 NEAREST = 10
 """How many rows a search by meaning shows unless --limit says otherwise: it ranks all of them."""
 
@@ -19,7 +22,9 @@ def papers(
     query: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="QUERY", help="Words that must all occur, or an id such as S282.", show_default=False
+            metavar="QUERY",
+            help="Words that must all occur, or an id such as S282; with --html also the file to write.",
+            show_default=False,
         ),
     ] = None,
     room: Annotated[
@@ -43,6 +48,12 @@ def papers(
         bool, typer.Option("--json", help="Print one JSON object per row, each on a line.")
     ] = False,
     full: Annotated[bool, typer.Option("--full", help="Show all that is known of each row.")] = False,
+    html: Annotated[
+        bool,
+        typer.Option(
+            "--html", help=f"Write a page, {PAGE} or the FILE.html that is named, instead of a list."
+        ),
+    ] = False,
 ) -> None:
     """List and search the catalogue of papers.
 
@@ -51,7 +62,12 @@ def papers(
     luthier papers S282
 
     luthier papers --meaning "keep old tasks while learning new ones"
+
+    luthier papers --html catalogue.html
     """
+    path = PAGE
+    if html and query and query[-1].lower().endswith((".html", ".htm")):
+        query, path = query[:-1], query[-1]
     words = " ".join(query or ())
     filters = {"room": room, "family": family, "kind": kind, "modality": modality, "status": status}
     named = bool(query) and all(ID.fullmatch(word) for word in query or ())
@@ -70,7 +86,9 @@ def papers(
         _no_match(words, {k: v for k, v in filters.items() if v})
         raise typer.Exit(1)
     shown = found[:limit]
-    if json:
+    if html:
+        _write_page(shown, Path(path), json)
+    elif json:
         _print_json(shown, similar)
     elif full or named:
         for r in shown:
@@ -84,6 +102,21 @@ def _say_embedding(count: int) -> None:
     from luthier.cli.show import note
 
     note(f"Embedding {count} papers with the sentence model; this happens once.")
+
+
+def _write_page(shown: list[Row], path: Path, json: bool) -> None:
+    from luthier.cli.show import as_json, line
+    from luthier.compare.folder import write_text
+    from luthier.papers.page import page
+
+    if not path.parent.is_dir():
+        raise OptionError(f"There is no folder {str(path.parent)!r} to write {path.name} to. Make it first.")
+    source = page(shown)
+    write_text(path, source)
+    if json:
+        as_json({"file": str(path), "rows": len(shown), "bytes": len(source.encode())})
+    else:
+        line(f"{path}: {len(shown)} papers in one file; open it in a browser")
 
 
 def _print_json(shown: list[Row], similar: dict[str, float]) -> None:

@@ -6,8 +6,6 @@ style, by their hashes.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -16,10 +14,9 @@ from typing import Any
 
 from luthier.compare import sections
 from luthier.compare.comparison import verdict
-from luthier.compare.embed import for_script
 from luthier.compare.folder import write_text
-from luthier.compare.sections import text
 from luthier.compare.view import view
+from luthier.data.html import for_script, palette, policy, text
 
 
 def write_report(results: Mapping[str, Any], folder: Path, path: Path) -> Path:
@@ -33,15 +30,12 @@ def page(results: dict[str, Any], folder: Path) -> str:
     room = files("luthier.compare") / "page"
     names = ("report.html", "report.css", "charts.js", "report.js")
     template, style, *scripts = ((room / name).read_text(encoding="utf-8") for name in names)
+    style = palette() + style
     script = '"use strict";\n' + "\n".join(scripts)
-    policy = (
-        f"default-src 'none'; script-src {digest(script)}; style-src {digest(style)}; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
     label = f'<span class="badge">{text(results["labelled"])}</span>' if results["labelled"] else ""
     arms = sorted(results["arms"], key=lambda a: a["kind"] == "baseline")
     return Template(template).substitute(
-        policy=policy,
+        policy=policy(script, style),
         style=style,
         script=script,
         data=for_script(view(results, folder)),
@@ -60,8 +54,3 @@ def page(results: dict[str, Any], folder: Path) -> str:
         machine=sections.facts(sections.machine_facts(results)),
         taste=sections.taste(results),
     )
-
-
-def digest(source: str) -> str:
-    """The policy's source expression for an inline element with this content."""
-    return "'sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode() + "'"

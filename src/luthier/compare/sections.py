@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 from luthier.compare.budget import in_bytes
 from luthier.compare.comparison import ranked
 from luthier.compare.table import COSTS, cost, count, show
 from luthier.compare.view import floor
+from luthier.data.html import text
 from luthier.data.task import LOWER_IS_BETTER
-from luthier.data.write import plain
 
 SHORT = {
     **dict(zip(COSTS, ("trained", "memory", "training", "ms a row", "file"))),
@@ -25,11 +24,6 @@ ABOUT = {
     "pixels": "A linear model on the values as they are, without the pretrained model.",
     "probe": "A linear model on the frozen model's features: what is there before anything is adapted.",
 }
-
-
-def text(value: Any, width: int | None = None) -> str:
-    """Text from data, for HTML: control characters stripped, then escaped."""
-    return escape(plain(value, width), quote=True)
 
 
 def signed(value: float) -> str:

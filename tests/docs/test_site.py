@@ -1,0 +1,98 @@
+"""The site: a page per method and room, made from what is stored; escaped; complete; nothing from elsewhere."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def pages(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import site_pages
+
+    return site_pages
+
+
+def test_every_method_and_room_has_a_page_in_the_navigation(pages):
+    made, nav = pages.made(ROOT), json.dumps(pages.navigation(ROOT))
+    named = [f"methods/{e['name']}.md" for e in pages.methods()] + [
+        f"papers/{room}.md" for room in pages.ABOUT
+    ]
+    assert len(named) > 24 and all(n in made and f'"{n}"' in nav for n in named)
+    written = {p.name for p in (ROOT / "docs").glob("*.md")}
+    assert all(f'"{n}"' in nav for n in written) and not written & made.keys()
+
+
+def test_a_method_page_has_docstring_choices_options_and_papers(pages):
+    entry = next(e for e in pages.methods() if e["name"] == "ia3")
+    page = pages.method_page(entry, [])
+    for part in (
+        "<dt>place</dt>",
+        "<dt>signal</dt>",
+        '<h3><a href="#S294">',
+        'scope="row"><code>targets</code>',
+    ):
+        assert part in page
+    assert pages.text(entry["doc"].splitlines()[0]) in page
+
+
+def test_a_room_page_has_every_row(pages):
+    page = pages.room_page("weights")
+    assert page.count("<article") == 28 and "proposed check" in page
+
+
+def test_what_rows_and_docstrings_say_is_escaped(pages, monkeypatch):
+    bad = "<script>alert(1)</script> [x](javascript:1) **b** `c`\n\n# head"
+    row = pages.rows()[0].model_copy(update={"title": bad, "claim": bad, "check": bad, "system": bad})
+    assert "<script" not in pages.paper(row, None) and "\n\n#" not in pages.paper(row, None)
+    assert "<script" not in pages.docstring(bad) and "<script" not in pages.docstring(bad + "  aligned")
+    assert not re.search(r"[<*\[`#](?!\d)", pages.words(bad))
+
+
+def test_figures_of_a_bench_belong_to_the_methods_that_it_names(pages, tmp_path):
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    (tmp_path / "bench" / "step.py").write_text('"""LoRA rank 8 beside <peft>: seconds.\n\nMore: ia3."""\n')
+    figure = {"name": "step", "ours": 1.0, "peer": 2, "ratio": 0.5, "limit": 0.4, "peer_version": "peft <0>"}
+    (tmp_path / "bench" / "results" / "step.json").write_text(json.dumps(figure))
+    (bench,) = pages.figures.benches(tmp_path)
+    assert bench.names("lora") and not bench.names("ia3") and not bench.names("lor")
+    table = pages.figures.table([bench])
+    assert 'class="fails"' in table and "<td>0.5</td>" in table and "peft &lt;0&gt;" in table
+
+
+def test_the_site_is_built_whole_and_loads_nothing_from_elsewhere(tmp_path):
+    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(tmp_path / "site"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    built = tmp_path / "site"
+    found = {p.relative_to(built).as_posix(): p.read_text(encoding="utf-8") for p in built.rglob("*.html")}
+    assert {
+        "index.html",
+        "tutorial.html",
+        "methods/lora.html",
+        "papers/weights.html",
+        "papers/all.html",
+    } <= found.keys()
+    for name, source in found.items():
+        assert not re.search(r"""(?:src=|<link[^>]*href=|url\()["']?(?:https?:)?//""", source), name
+        assert "Content-Security-Policy" in source, name
+        for target in re.findall(r'(?:href|src)="([^"#:]+)(?:#[^"]*)?"', source):
+            assert ((built / name).parent / target).exists(), f"{name} -> {target}"
+    assert (built / "js" / "index.js").read_text(encoding="utf-8").startswith("window.PAGES = [[")
+    assert not any("//" in p.read_text() and "http" in p.read_text() for p in built.rglob("*.css"))
