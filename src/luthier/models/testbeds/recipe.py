@@ -29,6 +29,7 @@ MODULES: dict[str, str] = {
     "gpt2": "decoder",
     "t5": "encoder_decoder",
     "bert": "masked",
+    "vit": "vit",
 }
 """Testbed -> the module of this room that holds its recipe, in a dict `RECIPES`."""
 

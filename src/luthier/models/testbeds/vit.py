@@ -30,7 +30,7 @@ RECIPES = {
         architecture="ViTForImageClassification",
         config={
             "hidden_size": 128,
-            "num_hidden_layers": 6,
+            "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "intermediate_size": 384,
             "image_size": images.SIDE,
@@ -39,7 +39,7 @@ RECIPES = {
             "attention_probs_dropout_prob": 0.0,
             "num_labels": sum(images.FACTORS.values()),
         },
-        steps=3600,
+        steps=1600,
         batch=64,
         length=(images.SIDE // 4) ** 2 + 1,
         rate=1.5e-3,
@@ -91,5 +91,9 @@ def write_files(recipe: Recipe, folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
 
 
-HELD_OUT_SEED = 2
-"""Beside the recipe's own seed: no generator of `batches` is made of it."""
+def measure(loaded: Any, quick: bool = False) -> Figures:
+    """Accuracy of linear probes on frozen features, of new generated images and of `builtin:digits`, beside that of
+    the same probes on pixels and on the features of fresh weights."""
+    from luthier.models.testbeds import probes
+
+    return Figures(probes.factors(loaded, RECIPES["vit"], quick) | probes.digits(loaded, RECIPES["vit"]), {})
