@@ -21,6 +21,8 @@ from transformers.models.mamba.modeling_mamba import MambaMixer
 
 CHUNK = 1 << 19
 """Numbers of all states of a chunk of steps, about: they are to stay in the processor's cache."""
+SHORTEST = 4
+"""Steps of a chunk at least: of so many states one is kept."""
 
 
 def selective_scan(
@@ -74,7 +76,7 @@ class _Scan(torch.autograd.Function):
         u, dt, A, B, C, initial = given
         u, dt, B, C = (t.transpose(0, 1).contiguous() for t in (u, dt, B, C))  # time first
         At, h = A.t().contiguous(), initial.transpose(1, 2).contiguous()
-        steps = max(1, CHUNK // max(1, h.numel()))
+        steps = max(SHORTEST, CHUNK // max(1, h.numel()))
         y, kept = torch.empty_like(u), []
         for i in range(0, len(u), steps):
             at = slice(i, i + steps)
@@ -96,8 +98,8 @@ class _Scan(torch.autograd.Function):
             )
             return tuple(next(found) if need else None for need in ctx.needs_input_grad)
         u, dt, A, B, C, _ = given
-        gy, carry = grads[0].transpose(0, 1), grads[1].transpose(1, 2).contiguous()
-        u, dt, B, C, gy = (t.transpose(0, 1).contiguous() for t in (u, dt, B, C, gy.transpose(0, 1)))
+        carry = grads[1].transpose(1, 2).contiguous()
+        u, dt, B, C, gy = (t.transpose(0, 1).contiguous() for t in (u, dt, B, C, grads[0]))
         At = A.t().contiguous()
         gu, gdt, gA, gB, gC = (torch.empty_like(t) for t in (u, dt, At, B, C))
         gA.zero_()

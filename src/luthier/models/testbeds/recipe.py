@@ -30,6 +30,7 @@ MODULES: dict[str, str] = {
     "t5": "encoder_decoder",
     "bert": "masked",
     "vit": "vit",
+    "mamba": "mamba",
 }
 """Testbed -> the module of this room that holds its recipe, in a dict `RECIPES`."""
 
