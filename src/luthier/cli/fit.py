@@ -110,6 +110,10 @@ def fit(
         progress=not quiet,
         **wanted,
     )
+    from luthier.train.launched import speaks
+
+    if not speaks():
+        return
     if json:
         as_json(fitted.metrics)
         return

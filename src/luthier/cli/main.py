@@ -150,5 +150,9 @@ def _usage(error: Any) -> int:
 
 def _say(text: Any) -> None:
     from luthier.cli.show import plain
+    from luthier.train.launched import first_to_fail
+
+    if not first_to_fail():
+        return
 
     print(f"error: {plain(text)}", file=sys.stderr, flush=True)

@@ -86,6 +86,7 @@ def fit(
     method = as_method(method)
     with ExitStack() as stack:
         processes = Processes(model.device)
+        processes.check_rows(batch_size, len(data.train))
         stack.enter_context(own_randomness(seed + processes.rank, processes.device))
         head = head_for(model, data, signal) if head == "auto" else head
         description = describe(settings, model, data, method, head, streams or {}, members)
@@ -263,7 +264,7 @@ class Job:
             yield
             return
         began = time.monotonic()
-        folder = self.folder.path / "cache" if self.folder else None
+        folder = Path(self.out) / "cache" if self.out is not None else None
         key = json.dumps([self.model.fingerprint, self.data.digest, preprocess_card(self.model)])
         with prefix_cache(
             self.adapted,
@@ -283,7 +284,8 @@ class Job:
                     "size",
                 )
             yield
-        if folder is not None:
+        self.processes.wait()  # others may still read from it
+        if self.folder is not None and folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
     def validate(self) -> dict[str, float]:

@@ -73,9 +73,8 @@ def finish(job: Job) -> Fitted:
     adaptation.eval()
     adaptation.requires_grad_(False)
     fitted.metrics = metrics
-    if job.folder is not None:
-        write(job, fitted, found)
-    job.processes.from_main(None)  # nobody returns before the folder is whole
+    if job.out is not None:  # nobody returns before the folder is whole
+        job.processes.main_first(lambda: write(job, fitted, found))
     return fitted
 
 
