@@ -83,6 +83,16 @@ def pairs_after_set(arguments: Sequence[str]) -> list[str]:
     return result
 
 
+def address_after_ray(arguments: Sequence[str]) -> list[str]:
+    """Let `--ray` stand without an address: `--ray` becomes `--ray auto`."""
+    result: list[str] = []
+    for i, argument in enumerate(arguments):
+        result.append(argument)
+        if argument == "--ray" and (i + 1 == len(arguments) or arguments[i + 1].startswith("-")):
+            result.append("auto")
+    return result
+
+
 def _is_pair(argument: str) -> bool:
     return "=" in argument and not argument.startswith("-")
 
@@ -95,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a label that the terminal cannot show is no reason to fail
             stream.reconfigure(errors="backslashreplace")
     # Accepted anywhere, also behind the command, where people write it.
-    given = pairs_after_set([a for a in given if a != "--debug"])
+    given = address_after_ray(pairs_after_set([a for a in given if a != "--debug"]))
     try:
         code = app(given, prog_name="luthier", standalone_mode=False)
         sys.stdout.flush()

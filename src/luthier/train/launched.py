@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 
 def world() -> int:
@@ -15,6 +16,17 @@ def speaks() -> bool:
     return int(os.environ.get("RANK", "0")) == 0 or world() == 1
 
 
+def store(seconds: float = 300) -> Any:
+    """The key-value store that brought the processes together; keys are of this start alone."""
+    from datetime import timedelta
+
+    from torch.distributed import PrefixStore, TCPStore
+
+    where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    held = TCPStore(*where, is_master=False, timeout=timedelta(seconds=seconds))
+    return PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), held)
+
+
 def first_to_fail() -> bool:
     """Whether no other process has failed yet: one says why, and what follows from its end is nobody's business.
 
@@ -23,17 +35,6 @@ def first_to_fail() -> bool:
     if world() == 1:
         return True
     try:
-        from datetime import timedelta
-
-        from torch.distributed import TCPStore
-
-        store = TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            timeout=timedelta(seconds=5),
-        )
-        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return store.add(f"luthier/failed/{start}", 1) == 1
+        return store(seconds=5).add("luthier/failed", 1) == 1
     except (ImportError, KeyError, ValueError, RuntimeError):  # the store is gone: better twice than never
         return True
