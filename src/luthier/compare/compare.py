@@ -102,7 +102,7 @@ def compare(
         keep = tempfile.TemporaryDirectory(prefix="luthier-compare-")
         return work.go(everyone, Path(keep.name), title, keep)
 
-    common = Work(fit, model, work.unseen, settings)
+    common = Work(fit, model, work.unseen, settings, tuple({type(a.method) for a in arms}))
     if world() > 1:
         if workers is not None or ray is not None:
             raise OptionError(

@@ -37,11 +37,15 @@ class Work:
     model: Any
     data: Any
     settings: Mapping[str, Any]
+    kinds: tuple[type, ...] = ()
+    """Classes of the methods: to have this opened registers them, wherever they are defined."""
 
     def fitted(self, order: Mapping[str, Any]) -> Any:
         from luthier.host.options import from_card
         from luthier.host.part import Part
+        from luthier.methods import load_all
 
+        load_all()
         method = from_card(order["method"], Part)
         return self.fit(
             self.model,

@@ -42,6 +42,10 @@ def merge(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
         )
     if name in adapted.merged:
         raise OptionError(f"{name!r} is merged already.")
+    if any(hasattr(p, "to_local") for p in adapted.base.parameters()):
+        raise ModelError(
+            "The base is sharded over several processes: load the adaptation on a whole base to merge it."
+        )
     parts = [
         p for _, term in terms(adapted.adaptations[name]) for p in term.placed() if p not in adapted.heads
     ]

@@ -200,6 +200,8 @@ class _Skip:
 
 def plan(adapted: Adapted, run: Any) -> tuple[str, int, tuple[int, ...]] | str:
     """(tower, depth, levels) of what can be cached, or the reason why nothing is."""
+    if run.processes is not None and run.processes.sharded:
+        return "the base is sharded"
     if not adapted.structure.towers:
         return "the model has no blocks"
     if any(d.per_row > 1 for d in run.batches.streams.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -55,6 +56,14 @@ class Processes:
         from accelerate.utils import broadcast_object_list
 
         return broadcast_object_list([value])[0]
+
+    def evaluating(self) -> Processes:
+        """Those among which rows to evaluate are shared out: all, or, where every forward is a common one, each for itself."""
+        if not self.sharded:
+            return self
+        alone = copy.copy(self)
+        alone.rank, alone.world = 0, 1
+        return alone
 
     def wait(self) -> None:
         """Until all are here."""
