@@ -1,5 +1,6 @@
 """Processes that these tests start: each with a limit of time, and ended with all that it started."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -51,10 +52,16 @@ def finish(process, limit=LIMIT):
 
 
 def end(process):
-    try:
+    """Kill it with all below it, also those that torchrun put into sessions of their own."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        top = psutil.Process(process.pid)
+        for each in [top, *top.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def run(*command, limit=LIMIT):

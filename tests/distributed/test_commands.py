@@ -107,7 +107,7 @@ def test_a_failure_of_one_process_or_of_all_ends_them_with_one_message(inputs, t
 
 def test_compare_under_torchrun_is_that_of_one_process(inputs, serial, tmp_path):
     code, said, err = run(*compare(TORCHRUN, inputs, tmp_path / "out"))
-    assert said.count("Report:") == 1, err[-3000:]
+    assert code == 1 and said.count("Report:") == 1, err[-3000:]
     one, two = (json.loads((f / "results.json").read_text()) for f in (serial, tmp_path / "out"))
     for a, b in zip(one["arms"], two["arms"], strict=True):
         assert (a["status"], a["error"], a["rate"]) == (b["status"], b["error"], b["rate"])
