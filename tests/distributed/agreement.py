@@ -69,7 +69,7 @@ def main(folder):
     seen = {}
     for name in SHARDED:
         undo = keep_first_gradients(folder / f"{name}-shard-gradients")
-        model, go = job(name, folder / f"{name}-shard", clip=None, shard=True)
+        model, go = job(name, folder / f"{name}-shard", clip=None, shard=True, checkpointing=name == "bitfit")
         names, shapes = (
             list(model.base.state_dict()),
             [tuple(v.shape) for v in model.base.state_dict().values()],
@@ -105,16 +105,10 @@ def main(folder):
             seen[name] = "was not refused"
         except LuthierError as error:
             seen[name] = str(error)
-    model, _ = job("lora", None)
     for key, rows, batch in (("few rows", 1, 11), ("small batch", 9, 1)):
+        data = bed.data("regression", train=rows, validation=0, test=0)
         try:
-            fit(
-                model,
-                bed.data(train=rows + 1, validation=0, test=0).limit(train=rows),
-                bed.lora(),
-                batch_size=batch,
-                progress=False,
-            )
+            fit(bed.model(), data, bed.lora(), batch_size=batch, progress=False)
             seen[key] = "was not refused"
         except LuthierError as error:
             seen[key] = str(error)

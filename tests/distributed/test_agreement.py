@@ -1,6 +1,7 @@
 """Two processes agree with one, whether each has the base whole or a part of it."""
 
 import json
+import re
 
 import pytest
 from agreement import CASES, REFUSED, SHARDED
@@ -27,7 +28,9 @@ def worst(a, b):
 
 
 def adaptation(folder):
-    return load_file(folder / "adaptation" / "tensors.safetensors")
+    """Trained tensors, without key biases: softmax does not see them, so that Adam makes steps of mere rounding."""
+    tensors = load_file(folder / "adaptation" / "tensors.safetensors")
+    return {k: v for k, v in tensors.items() if not re.search(r"key\b.*bias", k)}
 
 
 @pytest.mark.parametrize("name", [*CASES, *(f"{n}-shard" for n in SHARDED)])

@@ -62,6 +62,10 @@ def compare(
     """
     if workers is not None and workers < 1:
         raise OptionError(f"workers={workers}: at least one process must work.")
+    if settings.get("shard"):
+        raise OptionError(
+            "compare cannot shard a base: one process predicts the test rows. Use fit for that."
+        )
     wanted = Budget.parse(budget)
     arms = parse_arms(methods)
     chosen_seeds = _seeds(seeds, seed)

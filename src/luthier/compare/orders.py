@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Work:
         )
 
     def carry_out(self, order: Mapping[str, Any]) -> dict[str, Any]:
-        """{"metrics": {...}}, or {"error": one line} for what a user can mend."""
+        """{"metrics": {...}}, or {"error": one line} for what a user can mend, or {"fault": ...} for what is ours."""
         import torch
 
         with suppress(TypeError, ValueError):  # a run that was begun with other threads goes on with those
@@ -66,6 +67,9 @@ class Work:
             return {"metrics": self.fitted(order).metrics}
         except LuthierError as error:
             return {"error": str(error)}
+        except Exception as error:
+            traceback.print_exc()
+            return {"fault": f"{type(error).__name__}: {error}"}
 
 
 def held_threads(out: str | None) -> int | None:
@@ -88,6 +92,8 @@ class Made:
     @classmethod
     def of(cls, answer: Mapping[str, Any], order: Mapping[str, Any], model: Any, predicting: Lock) -> Made:
         """Raises RunError where the other process could not make the run, or made it where we cannot see it."""
+        if "fault" in answer:  # as it would be in this process: not a failure of an arm
+            raise RuntimeError(f"in a worker: {answer['fault']}")
         if "metrics" not in answer:
             raise RunError(str(answer.get("error")))
         folder = None if order["out"] is None else Path(order["out"])

@@ -90,6 +90,8 @@ def fit(
     with ExitStack() as stack:
         processes = Processes(model.device)
         processes.sharded = shard
+        if not shard:
+            sharding.refuse_parts(model, "a fit without shard=True")
         processes.check_rows(batch_size, len(data.train))
         stack.enter_context(own_randomness(seed + processes.rank, processes.device))
         head = head_for(model, data, signal) if head == "auto" else head

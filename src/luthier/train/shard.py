@@ -35,6 +35,14 @@ def is_sharded(base: nn.Module) -> bool:
     return any(is_part(p) for p in base.parameters())
 
 
+def refuse_parts(model: Any, what: str) -> None:
+    """For work in which not all processes take part alike. ModelError."""
+    if is_sharded(model.base):
+        raise ModelError(
+            f"The base of {model.name} is sharded, which {what} cannot use: load the model again."
+        )
+
+
 def local_bytes(base: nn.Module) -> int:
     """Bytes of the base's parameters on this process."""
     held = (p.to_local() if is_part(p) else p for p in base.parameters())  # type: ignore[operator]
