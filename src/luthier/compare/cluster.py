@@ -81,8 +81,11 @@ def begin(ray: Any, address: str | None, workers: int | None) -> None:
     size = {"num_cpus": workers} if address is None and workers is not None else {}
     try:
         ray.init(address or "local", log_to_driver=False, logging_level="error", **quiet, **size)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises plain ones too, where a node does not come up in its 30 s
+        ray.shutdown()
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if address is None:
+            raise OptionError(f"Ray did not start here ({said}): try again, or use --workers.") from None
         raise OptionError(
-            f"No Ray cluster answers at {address or 'local'!r} ({said}): begin one with `ray start --head`, or use --ray local."
+            f"No Ray cluster answers at {address!r} ({said}): begin one with `ray start --head`, or use --ray local."
         ) from None

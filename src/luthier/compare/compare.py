@@ -114,7 +114,9 @@ def compare(
             )
         from luthier.compare.together import Together
         from luthier.train.processes import Processes
+        from luthier.train.shard import refuse_parts
 
+        refuse_parts(model, "a comparison")
         processes = Processes(model.device)
         together = Together(common, processes.rank, processes.world)
         work.fit = together.fit
