@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import TORCHRUN, finish, run, start
+from conftest import LIMIT, TORCHRUN, finish, run, start
 from safetensors.torch import load_file
 
 ALONE = [sys.executable]
@@ -83,12 +83,12 @@ def test_fit_prints_once_and_one_killed_process_is_made_good_by_the_same_command
 
     process = start([*TORCHRUN, __file__, out, inputs])
     victim = tmp_path / "out.pid-1"
-    limit = time.monotonic() + 200
+    limit = time.monotonic() + LIMIT
     while not (out / "checkpoints" / "10" / "DONE").exists() or not victim.exists():
         assert time.monotonic() < limit and process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.02)
     os.kill(int(victim.read_text()), signal.SIGKILL)
-    code, _, _ = finish(process, 120)
+    code, _, _ = finish(process)
     assert code != 0 and not (out / "DONE").exists()
 
     code, said, err = run(*fit(TORCHRUN, inputs, out))
@@ -101,7 +101,7 @@ def test_fit_prints_once_and_one_killed_process_is_made_good_by_the_same_command
 def test_a_failure_of_one_process_or_of_all_ends_them_with_one_message(inputs, tmp_path):
     code, _, err = run(*fit(TORCHRUN, inputs, tmp_path / "a", "--set", "rank=1000"))
     assert code != 0 and err.count("error:") == 1, err[-3000:]
-    code, _, err = run(*TORCHRUN, __file__, tmp_path / "b", inputs, "fail", limit=120)
+    code, _, err = run(*TORCHRUN, __file__, tmp_path / "b", inputs, "fail")
     assert code != 0 and err.count("error: no room in rank 1") == 1 and err.count("error: ") == 1, err[-3000:]
 
 
@@ -125,7 +125,7 @@ def check_same(serial, out):
 def test_workers_make_what_one_process_makes_also_after_a_kill(inputs, serial, tmp_path):
     out = tmp_path / "out"
     process = start(compare(ALONE, inputs, out, "--workers", "2"))
-    limit = time.monotonic() + 200
+    limit = time.monotonic() + LIMIT
     while not any(out.glob("runs/*/run.json")):
         assert time.monotonic() < limit and process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.02)
