@@ -100,6 +100,8 @@ def fit(
         adaptation = None
         if out is None or not (Path(out) / "run.json").exists():  # refused before a folder is made
             adaptation = new_adaptation(method, model, data, settings, head, members)
+            if shard:
+                sharding.check(adaptation, model.base, processes)
         folder = None
         if out is not None:
             folder = processes.main_first(
