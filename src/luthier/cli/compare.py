@@ -68,6 +68,18 @@ def compare(
     dtype: Annotated[
         str, typer.Option("--dtype", help="Of the base model: auto, float32, bfloat16, float16.")
     ] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Spread the runs over so many processes of this machine."),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="[ADDRESS]",
+            help="Spread the runs over a Ray cluster: auto (one that runs; the default), local (one begun here), or an address.",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
@@ -95,6 +107,7 @@ def compare(
     from luthier.compare.compare import compare
     from luthier.data.load import load_data
     from luthier.models.load import load
+    from luthier.train.launched import speaks
 
     columns = _columns(input)
     rows = load_data(data, seed=seed, limit=limit, **_given(input=columns, label=label, kind=kind, test=test))
@@ -103,9 +116,11 @@ def compare(
     made = compare(
         load(model, device=device, dtype=dtype), rows, methods, budget=wanted, seeds=seeds, grid=grid,
         out=out, seed=seed,
-        progress=not quiet, **_given(epochs=epochs, batch_size=batch_size),
+        progress=not quiet, workers=workers, ray=ray, **_given(epochs=epochs, batch_size=batch_size),
     )  # fmt: skip
-    if json:
+    if not speaks():
+        pass
+    elif json:
         import sys
         from json import dumps
 

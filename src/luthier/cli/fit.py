@@ -60,6 +60,9 @@ def fit(
         bool,
         typer.Option("--cache/--no-cache", help="Keep what the frozen lower part of the model computes."),
     ] = True,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Under torchrun: hold a part of the base on each process.")
+    ] = False,
     resume_anyway: Annotated[
         bool, typer.Option("--resume-anyway", help="Go on with a run begun under other versions or threads.")
     ] = False,
@@ -106,10 +109,15 @@ def fit(
         seed=seed,
         checkpointing=checkpointing,
         class_weights=class_weights,
+        shard=shard,
         resume_anyway=resume_anyway,
         progress=not quiet,
         **wanted,
     )
+    from luthier.train.launched import speaks
+
+    if not speaks():
+        return
     if json:
         as_json(fitted.metrics)
         return

@@ -18,7 +18,9 @@ from luthier.compare.budget import Budget
 from luthier.compare.comparing import Comparing
 from luthier.compare.comparison import Comparison
 from luthier.compare.narrate import Narrator
+from luthier.compare.orders import Work
 from luthier.errors import DataError, OptionError
+from luthier.train.launched import speaks, world
 
 
 def compare(
@@ -35,6 +37,8 @@ def compare(
     epochs: float = 3,
     batch_size: int = 32,
     progress: bool = True,
+    workers: int | None = None,
+    ray: str | None = None,
     fit: Callable[..., Any] | None = None,
     scores: Callable[..., dict[str, float]] | None = None,
     **settings: Any,
@@ -47,11 +51,21 @@ def compare(
     grid: try three learning rates per arm with the first seed, chosen on validation. out: a folder; the same
     call continues
     there after any interruption. settings: further arguments of `luthier.fit`, the same for every arm.
+    workers: so many processes on this machine, each with a copy of the model, take one run each at a time. ray: the same on a
+    Ray cluster, "local" for one that is begun here, "auto" or an address for one that runs; `out` must be a folder that all its
+    machines see. Results are those of one process; seconds and latencies are those of a machine that does several things at
+    once. Under torchrun, all processes share every run instead.
 
     An arm that fails is recorded with its reason and the others go on. Errors: OptionError, DataError before
     anything is
     written; RunError for a folder of another comparison or of a running one.
     """
+    if workers is not None and workers < 1:
+        raise OptionError(f"workers={workers}: at least one process must work.")
+    if settings.get("shard"):
+        raise OptionError(
+            "compare cannot shard a base: one process predicts the test rows. Use fit for that."
+        )
     wanted = Budget.parse(budget)
     arms = parse_arms(methods)
     chosen_seeds = _seeds(seeds, seed)
@@ -70,15 +84,50 @@ def compare(
     if not 0 < epochs < math.inf:
         raise OptionError(f"epochs={epochs!r}: it must be a number above 0.")
     work = Comparing(
-        model, data, wanted, chosen_seeds, grid, epochs, batch_size, settings, fit, scores, Narrator(progress)
+        model,
+        data,
+        wanted,
+        chosen_seeds,
+        grid,
+        epochs,
+        batch_size,
+        settings,
+        fit,
+        scores,
+        Narrator(progress and speaks()),
     )
     everyone = [*baseline_arms(baselines.names_for(data.task)), *arms]
-    if out is None:
+
+    def walk() -> Comparison:
+        if out is not None:
+            return work.go(everyone, Path(out), title)
         import tempfile
 
         keep = tempfile.TemporaryDirectory(prefix="luthier-compare-")
         return work.go(everyone, Path(keep.name), title, keep)
-    return work.go(everyone, Path(out), title)
+
+    common = Work(fit, model, work.unseen, settings, tuple({type(a.method) for a in arms}))
+    if world() > 1:
+        if workers is not None or ray is not None:
+            raise OptionError(
+                "Under torchrun all processes share every run: leave out --workers and --ray, or torchrun."
+            )
+        from luthier.compare.together import Together
+        from luthier.train.processes import Processes
+        from luthier.train.shard import refuse_parts
+
+        refuse_parts(model, "a comparison")
+        processes = Processes(model.device)
+        together = Together(common, processes.rank, processes.world)
+        work.fit = together.fit
+        return together.lead(walk) if processes.main else together.follow()
+    if workers is None and ray is None:
+        return walk()
+    from luthier.compare.spread import spread_over
+
+    with spread_over(common, workers, ray) as spread:
+        work.fit, work.spread = spread.fit, spread
+        return walk()
 
 
 def _seeds(seeds: int | Iterable[int], first: int) -> list[int]:

@@ -4,13 +4,16 @@ kill.
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from luthier.compare import baselines, evidence, grid
@@ -20,6 +23,8 @@ from luthier.compare.comparison import FORMAT, TASTE, Comparison
 from luthier.compare.environment import machine, versions
 from luthier.compare.folder import first_difference, locked, read_json, strict, write_json
 from luthier.compare.narrate import Narrator
+from luthier.compare.spread import Spread
+from luthier.compare.together import FailedAlone
 from luthier.errors import LuthierError, RunError
 
 PILOT_STEPS = 8
@@ -44,6 +49,8 @@ class Comparing:
     say: Narrator
     folder: Path = field(default_factory=Path)
     results: dict[str, Any] = field(default_factory=dict)
+    spread: Spread | None = None
+    writing: Any = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
         self.unseen = replace(self.data, test=None)  # what fit gets: it cannot touch the test rows
@@ -136,12 +143,16 @@ class Comparing:
             "seeds": self.seeds,
             "settings": settings,
             "versions": versions(),
-            "machine": machine(self.model),
+            "machine": {
+                **machine(self.model),
+                **({"runs_at_once": self.spread.at_once} if self.spread is not None else {}),
+            },
             "arms": [pending(a) for a in arms],
         }
 
     def save(self) -> None:
-        write_json(self.folder / "results.json", self.results)
+        with self.writing:
+            write_json(self.folder / "results.json", self.results)
 
     def run_all(self, arms: Mapping[str, Arm]) -> None:
         """Baselines, then every method with the first seed, then with the next: a first table comes early."""
@@ -156,28 +167,63 @@ class Comparing:
         ]
         todo.sort(key=lambda x: x[0]["kind"] != "baseline")
         before = [any(r["seed"] == seed for r in entry["runs"]) for entry, seed in todo]
-        several = len(self.seeds) > 1
+        left = [i for i in range(len(todo)) if not before[i]]
         with self.say:
             self.say.open(self.in_words(), self.data.notes, len(todo), sum(before))
-            for i, (entry, seed) in enumerate(todo):
-                if entry["status"] == "failed" or before[i]:
-                    continue
-                self.say.start(
-                    i, len(todo), entry["label"], seed if several and entry["kind"] == "method" else None
-                )
-                try:
-                    if entry["kind"] == "baseline":
-                        self.run_baseline(entry, seed)
-                    else:
-                        self.run_method(entry, arms[entry["name"]], seed)
-                except LuthierError as error:
-                    entry.update(status="failed", error=" ".join(str(error).split()))
-                    self.say.failed(entry["error"])
-                else:
-                    if entry["kind"] == "baseline" or len(entry["runs"]) == len(self.seeds):
-                        entry["status"] = "done"
-                    self.say.done(self.data.task.metric, entry["runs"][-1])
-                self.save()
+            methods = [i for i in left if todo[i][0]["kind"] == "method"]
+            for wave in (  # within one, nothing waits for anything
+                [i for i in left if todo[i][0]["kind"] == "baseline"],
+                [i for i in methods if todo[i][1] == self.seeds[0]],
+                [i for i in methods if todo[i][1] != self.seeds[0]],
+            ):
+                self.each(lambda i: self.beside().run_one(i, todo, arms), wave)
+
+    def each(self, act: Callable[[Any], None], items: Sequence[Any]) -> None:
+        """One after another; where runs are spread over processes, methods all at once, as far as there is room."""
+        if self.spread is None or self.spread.at_once == 1 or len(items) < 2:
+            for item in items:
+                act(item)
+            return
+        with ThreadPoolExecutor(len(items)) as threads:
+            try:
+                list(threads.map(act, items))
+            except BaseException:
+                self.spread.stop()  # else the threads would be waited for
+                raise
+
+    def beside(self) -> Comparing:
+        """This comparison, with words of its own for one of several runs."""
+        if self.spread is None or self.spread.at_once == 1:
+            return self
+        mine = copy.copy(self)
+        mine.say = self.say.beside()
+        return mine
+
+    def run_one(
+        self, index: int, todo: Sequence[tuple[dict[str, Any], int]], arms: Mapping[str, Arm]
+    ) -> None:
+        """One arm with one seed: made, or failed, and recorded."""
+        entry, seed = todo[index]
+        if entry["status"] == "failed":
+            return
+        several = len(self.seeds) > 1 and entry["kind"] == "method"
+        self.say.start(index, len(todo), entry["label"], seed if several else None)
+        try:
+            if entry["kind"] == "baseline":
+                self.run_baseline(entry, seed)
+            else:
+                self.run_method(entry, arms[entry["name"]], seed)
+        except FailedAlone:
+            raise
+        except LuthierError as error:
+            entry.update(status="failed", error=" ".join(str(error).split()))
+            self.say.failed(entry["error"])
+        else:
+            complete = entry["kind"] == "baseline" or len(entry["runs"]) == len(self.seeds)
+            if complete and entry["status"] != "failed":
+                entry["status"] = "done"
+            self.say.done(self.data.task.metric, next(r for r in entry["runs"] if r["seed"] == seed))
+        self.save()
 
     def in_words(self) -> str:
         """What is compared on what, in a line."""
@@ -239,27 +285,9 @@ class Comparing:
 
     def try_rates(self, entry: dict[str, Any], arm: Arm, seed: int, steps: int | None) -> None:
         """Every rate of the grid with one seed; results.json keeps each trial as it ends."""
-        for factor in grid.factors(self.grid):
-            if any(t["factor"] == factor for t in entry["trials"]):
-                continue
-            trial: dict[str, Any] = {
-                "factor": factor,
-                "rate": float(arm.method.rate) * factor,
-                "seed": seed,
-                "chosen": False,
-            }
-            trial |= {"validation": None, "error": None, "seconds": None}
-            if self.grid:
-                self.say.attempt(f"trial at rate {trial['rate']:.2g}")
-                try:
-                    found = self.fit_once(arm, self.trial_folder(arm, trial), seed, factor, steps).metrics
-                    trial["validation"] = found.get("validation")
-                    trial["seconds"] = (found.get("seconds") or {}).get("train")
-                    self.refuse_after(found)
-                except LuthierError as error:
-                    trial["error"] = " ".join(str(error).split())
-            entry["trials"].append(strict(trial))
-            self.save()
+        left = [f for f in grid.factors(self.grid) if all(t["factor"] != f for t in entry["trials"])]
+        self.each(lambda factor: self.try_rate(entry, arm, seed, steps, factor), left)
+        entry["trials"].sort(key=lambda t: t["factor"])
         chosen = grid.choose(entry["trials"], self.data.task.metric) if self.grid else entry["trials"][0]
         if chosen is None:
             reason = next(
@@ -269,6 +297,24 @@ class Comparing:
             raise RunError(f"every learning rate of the grid failed: {reason}")
         self.say.attempt("")
         chosen["chosen"], entry["rate"] = True, chosen["rate"]
+        self.save()
+
+    def try_rate(self, entry: dict[str, Any], arm: Arm, seed: int, steps: int | None, factor: float) -> None:
+        rate = float(arm.method.rate) * factor
+        trial: dict[str, Any] = {"factor": factor, "rate": rate, "seed": seed, "chosen": False}
+        trial |= {"validation": None, "error": None, "seconds": None}
+        if self.grid:
+            self.say.attempt(f"trial at rate {rate:.2g}")
+            try:
+                found = self.fit_once(arm, self.trial_folder(arm, trial), seed, factor, steps).metrics
+                trial["validation"] = found.get("validation")
+                trial["seconds"] = (found.get("seconds") or {}).get("train")
+                self.refuse_after(found)
+            except FailedAlone:
+                raise
+            except LuthierError as error:
+                trial["error"] = " ".join(str(error).split())
+        entry["trials"].append(strict(trial))
         self.save()
 
     def trial_folder(self, arm: Arm, trial: Mapping[str, Any]) -> Path:
@@ -348,6 +394,7 @@ class Comparing:
             **figures,
         }
         entry["runs"].append(strict({"forgetting": None, **run}))
+        entry["runs"].sort(key=lambda r: self.seeds.index(r["seed"]))
 
 
 def pending(arm: Arm) -> dict[str, Any]:

@@ -5,6 +5,7 @@ On a terminal there are two bars below the lines: runs of the comparison, and st
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import Any
 
@@ -21,7 +22,7 @@ class Narrator(Silent):
     """Writes to a terminal, or nothing. It is also the progress that `fit` tells of its steps."""
 
     def __init__(self, on: bool) -> None:
-        self.on = on
+        self.on, self.alone = on, True
         self.console: Any = None
         self.bars: Any = None  # None where there is no terminal
         self.runs: Any = None
@@ -30,6 +31,12 @@ class Narrator(Silent):
         self.name = self.number = self.trial = self.phase_name = self.figure = ""
         self.total = self.rows = self.depth = 0
         self.began = self.beat = 0.0
+
+    def beside(self) -> Narrator:
+        """One for a run among several at once: it says how the run ends, and shows no steps."""
+        mine = copy.copy(self)
+        mine.alone = False
+        return mine
 
     # -- the comparison
 
@@ -68,7 +75,7 @@ class Narrator(Silent):
         self.name = plain(label, NAME) + ("" if seed is None else f", seed {seed}")
         self.trial = ""
         self.began = self.beat = time.monotonic()
-        if self.bars is not None:
+        if self.bars is not None and self.alone:
             self.steps = self.bars.add_task(self.name, total=None, figures="")
 
     def attempt(self, what: str) -> None:
@@ -90,7 +97,8 @@ class Narrator(Silent):
     def end(self, text: str, style: str) -> None:
         self.line(f"{self.number} {self.name:<{NAME}} {text}", style)
         if self.bars is not None:
-            self.bars.remove_task(self.steps)
+            if self.steps is not None:
+                self.bars.remove_task(self.steps)
             self.bars.advance(self.runs)
             self.steps = None
 

@@ -370,7 +370,7 @@ def site_weight(base: nn.Module, site: Site) -> Tensor | None:
     weight = getattr(base.get_submodule(site.path), "weight", None)
     if weight is None:
         return None
-    weight = weight.detach()
+    weight = gathered(weight.detach())
     weight = weight.T if site.transposed else weight
     return weight[site.rows[0] : site.rows[1]] if site.rows else weight
 
@@ -379,7 +379,13 @@ def site_parameters(base: nn.Module, site: Site) -> dict[str, Tensor]:
     """The module's own parameters, as it stores them."""
     if site.role == "output":
         return {}
-    return {n: p.detach() for n, p in base.get_submodule(site.path).named_parameters(recurse=False)}
+    own = base.get_submodule(site.path).named_parameters(recurse=False)
+    return {n: gathered(p.detach()) for n, p in own}
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that several processes hold in parts: all of them must ask."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -42,6 +42,7 @@ def merge(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
         )
     if name in adapted.merged:
         raise OptionError(f"{name!r} is merged already.")
+    refuse_parts(adapted.base)
     parts = [
         p for _, term in terms(adapted.adaptations[name]) for p in term.placed() if p not in adapted.heads
     ]
@@ -85,11 +86,20 @@ def merge(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
     adapted.merged[name] = kept
 
 
+def refuse_parts(base: nn.Module) -> None:
+    """A base of which each of several processes holds a part has no weights to fold anything into. ModelError."""
+    if any(hasattr(p, "to_local") for p in base.parameters()):
+        raise ModelError(
+            "The base is sharded over several processes: load the adaptation on a whole base to merge it."
+        )
+
+
 def merged_copy(base: nn.Module, adaptation: Any, **given: Any) -> nn.Module:
     """A copy of `base` with the adaptation folded into its weights: a plain module, or, where there is an output head, the
     copy with the head attached, called as `module(batch).logits`. The base itself is untouched."""
     from luthier.host.adapted import Adapted
 
+    refuse_parts(base)
     made = Adapted(copy.deepcopy(base))
     made.attach("merged", copy.deepcopy(adaptation))
     made.merge("merged", **given)

@@ -6,6 +6,7 @@ of fifty batches, cut into batches, and the batches shuffled; so that a batch pa
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -196,6 +197,10 @@ class Batches:
         data, rows = self.stream(stream), self.rows(stream, step)
         mine = rows[self.rank :: self.world]
         return [data.batch(mine[i : i + self.micro], self.device) for i in range(0, len(mine), self.micro)]
+
+    def most_pieces(self, stream: str, step: int) -> int:
+        """Pieces of a step on the process that has most of them."""
+        return math.ceil(math.ceil(len(self.rows(stream, step)) / self.world) / self.micro)
 
     def whole(self, stream: str, step: int) -> Batch:
         """This process's share of the step's batch in one piece."""

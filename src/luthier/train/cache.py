@@ -92,31 +92,31 @@ class PrefixCache:
 
     # -- fill
 
-    def fill(self, data: Encoded, folder: Path | None, barrier: Callable[[str], None]) -> None:
-        """Compute, or read from `folder`, every canonical batch of a split."""
-        from safetensors.torch import save
-
+    def fill(
+        self, data: Encoded, folder: Path | None, barrier: Callable[[str], None], processes: Any = None
+    ) -> None:
+        """Compute, or read from `folder`, every canonical batch of a split. Several processes share the computing out."""
         from luthier.models.weights import read
 
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        for number, (_, batch) in enumerate(
-            in_order(data, CANONICAL, next(self.adapted.base.parameters()).device)
-        ):
-            path = folder / f"{number:06d}.safetensors" if folder is not None else None
-            if path is not None and path.is_file():
+        device = next(self.adapted.base.parameters()).device
+        if folder is None:
+            for _, batch in in_order(data, CANONICAL, device):
+                self._take(batch, self._compute(batch))
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if processes is not None and processes.world > 1:
+            for number, (_, batch) in enumerate(in_order(data, CANONICAL, device)):
+                path = folder / f"{number:06d}.safetensors"
+                if number % processes.world == processes.rank and not path.is_file():
+                    write_shard(path, self._compute(batch), barrier)
+            processes.wait()
+        for number, (_, batch) in enumerate(in_order(data, CANONICAL, device)):
+            path = folder / f"{number:06d}.safetensors"
+            if path.is_file():
                 held = {int(k): v for k, v in read(path).items()}
             else:
                 held = self._compute(batch)
-                if path is not None:
-                    aside = path.with_suffix(".partial")
-                    with open(aside, "wb") as f:
-                        f.write(save({str(k): v for k, v in held.items()}))
-                        barrier("cache: half written")
-                        f.flush()
-                        os.fsync(f.fileno())
-                    os.replace(aside, path)
-                    barrier("cache: shard written")
+                write_shard(path, held, barrier)
             self._take(batch, held)
 
     @torch.no_grad()
@@ -153,6 +153,20 @@ class PrefixCache:
         self.bytes += sum(t.numel() * t.element_size() for t in held.values())
 
 
+def write_shard(path: Path, held: Mapping[int, Tensor], barrier: Callable[[str], None]) -> None:
+    """Aside, synced, renamed."""
+    from safetensors.torch import save
+
+    aside = path.with_suffix(".partial")
+    with open(aside, "wb") as f:
+        f.write(save({str(k): v for k, v in held.items()}))
+        barrier("cache: half written")
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(aside, path)
+    barrier("cache: shard written")
+
+
 class _Enough(Exception):
     """Ends a forward behind the last block that is wanted."""
 
@@ -186,6 +200,8 @@ class _Skip:
 
 def plan(adapted: Adapted, run: Any) -> tuple[str, int, tuple[int, ...]] | str:
     """(tower, depth, levels) of what can be cached, or the reason why nothing is."""
+    if run.processes is not None and run.processes.sharded:
+        return "the base is sharded"
     if not adapted.structure.towers:
         return "the model has no blocks"
     if any(d.per_row > 1 for d in run.batches.streams.values()):
@@ -219,19 +235,23 @@ def prefix_cache(
 
     folder: where values are kept while the run lasts. key: content of model, data and preprocessing; other content clears it.
     """
+    processes = run.processes
     found = plan(adapted, run)
     wanted = {n: d for n, d in splits.items() if n in ("train", "validation") and d is not None}
     if not isinstance(found, str):
         found = _affordable(adapted, found, wanted, folder, limit)
+    if processes is not None:
+        found = processes.from_main(found)  # free room may have changed between two looks
     if isinstance(found, str):
         yield found
         return
     tower, depth, levels = found
     cache = PrefixCache(adapted, tower, depth, levels)
     if folder is not None:
-        folder = _keyed(folder, f"{key} {tower} {levels} {torch.__version__} {torch.get_num_threads()}")
+        main = processes is None or processes.main
+        folder = _keyed(folder, f"{key} {tower} {levels} {torch.__version__} {torch.get_num_threads()}", main)
     for name, data in wanted.items():
-        cache.fill(data, folder / name if folder is not None else None, barrier)
+        cache.fill(data, folder / name if folder is not None else None, barrier, processes)
         if cache.bytes > limit and folder is not None:  # memory is bounded: from here on files are read
             files = [
                 f for n in wanted if (folder / n).is_dir() for f in sorted((folder / n).glob("*.safetensors"))
@@ -263,10 +283,10 @@ def _nearest(folder: Path) -> Path:
     return next(p for p in (folder, *folder.resolve().parents) if p.exists())
 
 
-def _keyed(folder: Path, key: str) -> Path:
+def _keyed(folder: Path, key: str, clear: bool = True) -> Path:
     """The folder for this content; one for other content is removed."""
     digest = hashlib.sha256(key.encode()).hexdigest()[:32]
-    if folder.is_dir():
+    if clear and folder.is_dir():
         for old in folder.iterdir():
             if old.name != digest:
                 shutil.rmtree(old, ignore_errors=True)

@@ -14,6 +14,7 @@ from luthier.errors import OptionError
 from luthier.host.probe import refuse_dead
 from luthier.signals.objectives import Aims, Standardisation, objective_for
 from luthier.train import checkpoint, memory
+from luthier.train import shard as sharding
 from luthier.train.batches import Batches, Encoded, encode, number_examples
 from luthier.train.beginning import as_method, base_name, head_for, new_adaptation
 from luthier.train.cache import prefix_cache
@@ -59,6 +60,7 @@ def fit(
     head: Any = "auto",
     members: Mapping[str, Any] | None = None,
     streams: Mapping[str, Any] | None = None,
+    shard: bool = False,
     resume_anyway: bool = False,
     progress: bool | Silent = True,
 ) -> Fitted:
@@ -68,6 +70,7 @@ def fit(
     fp32, same threads and versions), or returns what a finished one made. rate: of AdamW for all parts but the head; None:
     each part's own. steps: the budget that phases share; None: `epochs` passes. micro_batch: rows at once; the gradient is
     that of the whole batch. patience: evaluations without improvement after which the last phase stops; the best stays.
+    shard: under torchrun, hold a part of the base on each process (`train.shard`); it stays so. Load the model on the CPU then.
     checkpoint_every: steps; None: by the clock. signal: "auto", a linear head on hidden states; for classification by a model
     that writes, "choices" ranks the labels' texts as its answers, and "t_few" trains that with T-Few's losses.
     progress: whether to show any, or what shows it (`train.progress`). streams: further splits by name, for plans that ask
@@ -86,6 +89,10 @@ def fit(
     method = as_method(method)
     with ExitStack() as stack:
         processes = Processes(model.device)
+        processes.sharded = shard
+        if not shard:
+            sharding.refuse_parts(model, "a fit without shard=True")
+        processes.check_rows(batch_size, len(data.train))
         stack.enter_context(own_randomness(seed + processes.rank, processes.device))
         head = head_for(model, data, signal) if head == "auto" else head
         description = describe(settings, model, data, method, head, streams or {}, members)
@@ -93,6 +100,8 @@ def fit(
         adaptation = None
         if out is None or not (Path(out) / "run.json").exists():  # refused before a folder is made
             adaptation = new_adaptation(method, model, data, settings, head, members)
+            if shard:
+                sharding.check(adaptation, model.base, processes)
         folder = None
         if out is not None:
             folder = processes.main_first(
@@ -109,6 +118,8 @@ def fit(
             if (Path(out) / "DONE").is_file():
                 return load_fitted(out, model)
         adaptation = adaptation or new_adaptation(method, model, data, settings, head, members)
+        if shard:
+            sharding.check(adaptation, model.base, processes)
         try:
             job = Job(
                 model,
@@ -154,7 +165,8 @@ class Job:
 
         self.model, self.data, self.settings, self.processes = model, data, settings, processes
         self.folder, self.out, self.task = folder, out, data.task
-        model.base.to(processes.device)
+        if not processes.sharded:
+            model.base.to(processes.device)
         self.splits: dict[str, Encoded] = {
             name: encode(model.preprocess, split, data.task, head=head)
             for name, split in {"train": data.train, **streams, "validation": data.validation}.items()
@@ -232,6 +244,10 @@ class Job:
             held = checkpoint.read_newest(Path(self.out) / "checkpoints") if self.out is not None else None
             if held is not None:
                 watch.put_back(held[1], held[2])
+            if self.processes.sharded:  # after whatever is cut from the base's weights
+                sharding.shard(self.model.base, self.adapted.structure, self.processes)
+                sharding.bring(run, self.processes.device)
+            if held is not None:
                 self.adapted.checkpoint(self.settings.checkpointing)  # detaching has ended it
                 self.progress.say(f"Going on from step {run.total} of {sum(run.steps)}.")
             else:
@@ -252,7 +268,7 @@ class Job:
 
     def predict_memory(self) -> memory.Prediction | None:
         """Where the first phase takes gradient steps."""
-        if not self.run.named or self.run.phase.step is not None:
+        if self.processes.sharded or not self.run.named or self.run.phase.step is not None:
             return None
         return memory.predict(self.run)
 
@@ -263,7 +279,7 @@ class Job:
             yield
             return
         began = time.monotonic()
-        folder = self.folder.path / "cache" if self.folder else None
+        folder = Path(self.out) / "cache" if self.out is not None else None
         key = json.dumps([self.model.fingerprint, self.data.digest, preprocess_card(self.model)])
         with prefix_cache(
             self.adapted,
@@ -283,7 +299,8 @@ class Job:
                     "size",
                 )
             yield
-        if folder is not None:
+        self.processes.wait()  # others may still read from it
+        if self.folder is not None and folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
     def validate(self) -> dict[str, float]:
@@ -294,7 +311,7 @@ class Job:
         options: dict[str, Any] = {
             "device": self.processes.device,
             "precision": precision,
-            "processes": self.processes,
+            "processes": self.processes.evaluating(),
         }
         if self.task.kind == "text2text":  # to write every answer would take longer than to train
             return {"loss": mean_loss(self.adapted, split, self.objective, **options)}

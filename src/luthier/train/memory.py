@@ -36,6 +36,7 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of distinct storages: tied weights count once."""
     seen = {}
     for t in tensors:
+        t = t.to_local() if hasattr(t, "to_local") else t  # of a sharded base: what this process holds
         if t.device.type != "meta":
             storage = t.untyped_storage()
             seen[storage.data_ptr() or id(storage)] = storage.nbytes()

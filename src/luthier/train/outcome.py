@@ -31,7 +31,11 @@ def finish(job: Job) -> Fitted:
     test, found = {}, None
     if data.test is not None:
         found = answers(
-            job.adapted, fitted, data.test, precision=job.settings.precision, processes=job.processes
+            job.adapted,
+            fitted,
+            data.test,
+            precision=job.settings.precision,
+            processes=job.processes.evaluating(),
         )
         test = {k: float(v) for k, v in scores(task, data.test.targets, found).items()}
     watch.lap("evaluate")
@@ -43,7 +47,7 @@ def finish(job: Job) -> Fitted:
         "parameters": counts["method"] + counts["head"],
         "parameters_head": counts["head"],
         "seconds": {k: round(v, 4) for k, v in watch.seconds.items()},
-        "peak_bytes": watch.peak_bytes,
+        "peak_bytes": watch.peak_bytes or None,
         "predicted_peak_bytes": watch.predicted + watch.cached if watch.predicted is not None else None,
         "resident_bytes": watch.resident,
         "cache": {"bytes": watch.cached} if watch.cached else {"bytes": 0, "because": watch.uncached},
@@ -73,9 +77,8 @@ def finish(job: Job) -> Fitted:
     adaptation.eval()
     adaptation.requires_grad_(False)
     fitted.metrics = metrics
-    if job.folder is not None:
-        write(job, fitted, found)
-    job.processes.from_main(None)  # nobody returns before the folder is whole
+    if job.out is not None:  # nobody returns before the folder is whole
+        job.processes.main_first(lambda: write(job, fitted, found))
     return fitted
 
 

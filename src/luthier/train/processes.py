@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import copy
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from luthier.errors import LuthierError, RunError
+from luthier.errors import DataError, OptionError, RunError
+from luthier.train.launched import world
 
 R = TypeVar("R")
 
@@ -17,9 +18,12 @@ R = TypeVar("R")
 class Processes:
     """This process among all of a run. device: where its model lies, or must go when each process has a GPU of its own."""
 
+    sharded = False
+    """Whether each holds a part of the base: then every forward is a common one, and all must take as many."""
+
     def __init__(self, device: Any):
         self.rank, self.world, self.device = 0, 1, torch.device(device)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if world() > 1:
             from accelerate import PartialState
 
             state = PartialState(cpu=self.device.type == "cpu")
@@ -53,20 +57,45 @@ class Processes:
 
         return broadcast_object_list([value])[0]
 
+    def evaluating(self) -> Processes:
+        """Those among which rows to evaluate are shared out: all, or, where every forward is a common one, each for itself."""
+        if not self.sharded:
+            return self
+        alone = copy.copy(self)
+        alone.rank, alone.world = 0, 1
+        return alone
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.world > 1:
+            torch.distributed.barrier()
+
     def main_first(self, act: Callable[[], R]) -> R | None:
         """Let the main process act alone; if it fails, all raise. Others get None."""
         result, failure = None, None
         if self.main:
             try:
                 result = act()
-            except LuthierError as error:
+            except Exception as error:
                 failure = error
-        said = self.from_main(str(failure) if failure else None)
+        said = self.from_main(None if failure is None else str(failure) or type(failure).__name__)
         if failure is not None:
             raise failure
         if said is not None:
             raise RunError(said)
         return result
+
+    def check_rows(self, batch_size: int, rows: int) -> None:
+        """Each needs a row of a step's batch; that the last batch of an epoch may leave some without is provided for."""
+        if batch_size < self.world:
+            raise OptionError(
+                f"A batch of {batch_size} rows cannot be shared by {self.world} processes: raise --batch-size to {self.world} "
+                "or more, or start fewer processes."
+            )
+        if rows < self.world:
+            raise DataError(
+                f"{rows} training rows cannot be shared by {self.world} processes: give more rows, or start fewer processes."
+            )
 
     def check_equal(self, tensors: dict[str, Tensor]) -> None:
         """All processes must begin with the same numbers."""

@@ -242,7 +242,9 @@ class Run:
 
     def shared_out(self) -> tuple[list[Batch], list[float]]:
         """The step's micro batches on this process, and each one's share of the whole batch's loss."""
-        pieces = self.batches.pieces(self.stream, self.total)
+        pieces, idle = self.batches.pieces(self.stream, self.total), 0
+        if self.processes is not None and self.processes.sharded:  # all must take as many forwards
+            idle = self.batches.most_pieces(self.stream, self.total) - len(pieces)
         if self.world == 1 and len(pieces) == 1:
             return pieces, [1.0]
         counts = [self.objective.normaliser(p) for p in pieces]
@@ -251,7 +253,8 @@ class Run:
             if self.world > 1
             else sum(counts)
         )
-        return pieces, [c / (float(whole) or 1.0) for c in counts]
+        shares = [c / (float(whole) or 1.0) for c in counts]
+        return [*pieces, *idle * [self.batches.repeated(self.stream, 0, 1)]], [*shares, *idle * [0.0]]
 
     def forward_only_loss(self, pieces: list[Batch], shares: list[float]) -> Tensor:
         """For optimisers that need no gradient: the whole batch's loss."""

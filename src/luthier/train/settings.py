@@ -109,5 +109,6 @@ def surroundings(model: Any, processes: Processes) -> dict[str, Any]:
         if device.type == "cuda"
         else f"{device.type} {torch.backends.cpu.get_cpu_capability()}",
         "processes": processes.world,
+        **({"sharded": True} if processes.sharded else {}),
         "dtype": str(getattr(model, "dtype", "")),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,9 +19,16 @@ from luthier.train.run import Run
 PLAIN = ("index", "step", "total", "entered", "stopped")
 
 
-def take(run: Run) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(state, tensors) of a run between two steps. Tensors are the live ones: write them before going on."""
-    tensors: dict[str, Tensor] = {f"random/{k}": v for k, v in random_states(run).items()}
+def take(
+    run: Run, random_of: Sequence[Mapping[str, Tensor]] = ()
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(state, tensors) of a run between two steps. Tensors are the live ones: write them before going on.
+
+    random_of: the random states of every process, by rank; none: this one is alone.
+    """
+    tensors: dict[str, Tensor] = {}
+    for rank, states in enumerate(random_of or [random_states(run)]):
+        tensors |= {f"{random_of_rank(rank)}{k}": v for k, v in states.items()}
     cards = {}
     for name, adaptation in run.adapted.adaptations.items():
         cards[name] = adaptation.card()
@@ -65,7 +72,15 @@ def put_back(run: Run, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
         run.reset_optimiser()
         if run.optimiser is not None and state["optimiser"] is not None:
             _fill_optimiser(run, state["optimiser"], under(tensors, "optimiser/"))
-    set_random_states(run, under(tensors, "random/"))
+    mine = under(tensors, random_of_rank(run.batches.rank))
+    if mine:
+        set_random_states(run, mine)
+    else:  # resumed by more processes than wrote it: dropout goes on from this one's own seed
+        run.rng.set_state(tensors["random/run"])
+
+
+def random_of_rank(rank: int) -> str:
+    return f"random@{rank}/" if rank else "random/"
 
 
 def _fill_optimiser(run: Run, saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

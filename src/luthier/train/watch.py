@@ -86,6 +86,9 @@ class Watch(Watcher):
     @contextmanager
     def measured(self, run: Run) -> Iterator[None]:
         """Count tensors in the step that has the phase's largest batch."""
+        if self.processes.sharded and torch.device(run.device).type == "cpu":
+            yield  # weights that come and go in place are not seen by the count
+            return
         before = memory.standing(run) + self.cached
         with memory.counted(run.device) as count:
             yield
@@ -186,23 +189,29 @@ class Watch(Watcher):
             return
         self.read()
         began = time.monotonic()
-        if self.processes.main and self.folder is not None:
-            state, tensors = snapshot.take(self.run)
-            state["watch"] = {
-                "log": self.log.position(),
-                "seconds": self.seconds,
-                "newest": self.newest,
-                "best": self.best,
-                "worse": self.worse,
-                "predicted": self.predicted,
-                "peak": self.peak_bytes,
-                "resident": max(self.resident, self.resident_set.read()),
-            }
-            tensors |= {f"best/{k}": v for k, v in self.best_tensors.items()}
-            checkpoint.write(self.folder.checkpoints, self.run.total, state, tensors)
+        random_of = self.processes.gather(snapshot.random_states(self.run))
+        self.processes.main_first(lambda: self.write(random_of))
         self.written, self.written_at = self.run.total, time.monotonic()
         self.mark = time.monotonic()  # time spent on saving counts as nobody's
         self.write_took = self.mark - began
+
+    def write(self, random_of: list[dict[str, Tensor]]) -> None:
+        """Of the main process, where it has a folder. random_of: every process's random states."""
+        if self.folder is None:
+            return
+        state, tensors = snapshot.take(self.run, random_of)
+        state["watch"] = {
+            "log": self.log.position(),
+            "seconds": self.seconds,
+            "newest": self.newest,
+            "best": self.best,
+            "worse": self.worse,
+            "predicted": self.predicted,
+            "peak": self.peak_bytes,
+            "resident": max(self.resident, self.resident_set.read()),
+        }
+        tensors |= {f"best/{k}": v for k, v in self.best_tensors.items()}
+        checkpoint.write(self.folder.checkpoints, self.run.total, state, tensors)
 
     def put_back(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Go on where a checkpoint was written."""

@@ -15,6 +15,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
+from luthier.host.adaptation import site_parameters
 from luthier.host.part import Phase, Spec, Start, method
 from luthier.host.places import Subset
 from luthier.methods.sparse.parameters import Pretrained
@@ -69,7 +70,7 @@ class HalfFineTuning(Subset):
 
         def fill(placed, site, specs):
             return {
-                k: old[site.name] if site.name in old else base.get_submodule(site.path).weight.float()
+                k: old[site.name] if site.name in old else site_parameters(base, site)["weight"].float()
                 for k in specs
             }
 
