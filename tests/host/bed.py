@@ -76,7 +76,7 @@ def gpt2() -> nn.Module:
 def t5() -> nn.Module:
     config = tr.T5Config(
         vocab_size=VOCABULARY, d_model=WIDTH, d_kv=8, d_ff=64, num_layers=3, num_heads=4,
-        feed_forward_proj="gated-gelu", decoder_start_token_id=0, initializer_factor=2.0, pad_token_id=0,
+        feed_forward_proj="gated-gelu", decoder_start_token_id=0, initializer_factor=1.0, pad_token_id=0,
         eos_token_id=None, dropout_rate=0.0,
     )  # fmt: skip
     return tr.T5ForConditionalGeneration(config)

@@ -23,14 +23,17 @@ DOWN = re.compile(r"(^|_)(fc2|down|down_proj|wo|w2|c_proj|lin2|output|dense_4h_t
 ENTRY_ARGUMENTS = (("input_ids", "pixel_values", "input_values", "input_features"), ("inputs_embeds",))
 
 
-_KNOWN: weakref.WeakKeyDictionary[nn.Module, Structure] = weakref.WeakKeyDictionary()
+Shapes = tuple[tuple[int, ...], ...]
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, tuple[Shapes, Structure]] = weakref.WeakKeyDictionary()
 
 
 def structure_of(model: nn.Module) -> Structure:
-    """`discover`, remembered for as long as the model lives."""
-    if model not in _KNOWN:
-        _KNOWN[model] = discover(model)
-    return _KNOWN[model]
+    """`discover`, remembered for as long as the model lives and its parameters keep their shapes (embeddings are resized)."""
+    shapes = tuple(tuple(p.shape) for p in model.parameters())
+    held = _KNOWN.get(model)
+    if held is None or held[0] != shapes:
+        held = _KNOWN[model] = shapes, discover(model)
+    return held[1]
 
 
 def discover(model: nn.Module) -> Structure:
