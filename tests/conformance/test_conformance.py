@@ -9,20 +9,16 @@ from luthier.host import Adapted
 from luthier.host.applicable import Ability, Reason
 from luthier.host.probe import refuse_dead
 from tests.conformance.cells import Cell, all_cells
-from tests.conformance.properties import GREEDY, PROPERTIES, Property, written_from
+from tests.conformance.properties import GREEDY, PROPERTIES, Property
+from tests.conformance.table import reason_of, stored
 
 CELLS = all_cells()
 
 
-def reason_of(cell: Cell, needs: Ability) -> Reason | None:
-    return cell.why_not() or (cell.why_not(needs) if needs is not Ability.ATTACH else None)
-
-
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 @pytest.mark.parametrize("named", PROPERTIES.values(), ids=list(PROPERTIES))
-def test_conformance(named: Property, cell: Cell, record_property) -> None:
+def test_conformance(named: Property, cell: Cell) -> None:
     reason = reason_of(cell, named.needs)
-    record_property("conformance", (cell.method, cell.architecture, named.name, reason and reason.name))
     if reason is None:
         named.check(cell)
     else:
@@ -61,3 +57,17 @@ ASKED = {
     Ability.RECOMPUTE: lambda cell, model: model.checkpoint(),
     Ability.GENERATE: lambda cell, model: model.generate(**GREEDY),
 }
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_what_is_published_of_a_cell_is_fresh(cell: Cell) -> None:
+    """If this fails: make methods"""
+    found = {n: r.name for n, p in PROPERTIES.items() if (r := reason_of(cell, p.needs))}
+    assert stored()["methods"][cell.method][cell.architecture] == found
+
+
+def test_nothing_else_is_published() -> None:
+    """If this fails: make methods"""
+    held = stored()
+    assert held["properties"] == list(PROPERTIES) and set(held["methods"]) == {c.method for c in CELLS}
+    assert held["reasons"] == {r.name: r.short for r in Reason}
