@@ -154,7 +154,11 @@ class Cell:
         phases = self.part.phases()
         steps = next(n for n in range(1, 100) if min(share_out(phases, n)) >= 2)
         return Run(
-            model, phases, Batches({"train": data}, batch_size=4, seed=seed), Squares(), Recipe(steps, seed=seed)
+            model,
+            phases,
+            Batches({"train": data}, batch_size=4, seed=seed),
+            Squares(),
+            Recipe(steps, seed=seed),
         )  # type: ignore[arg-type]
 
 
@@ -197,4 +201,3 @@ def _free(made: Adaptation) -> Adaptation:
 
 def all_cells() -> list[Cell]:
     return [Cell(m, a) for m in parts() for a in ARCHITECTURES]
-

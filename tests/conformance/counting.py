@@ -18,7 +18,12 @@ from luthier.host.part import Free
 from luthier.host.sites import Structure
 from tests.conformance.cells import Cell
 
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
+OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
 
 
 def closed_form(cell: Cell, made: Adaptation) -> int:
@@ -43,7 +48,11 @@ def of_part(part: Any, placed: Any, structure: Structure) -> int:
         s = at.site
         own = {k: len(v) for k, v in at.layout.items() if isinstance(v, list)}
         own |= {"inputs": s.in_features, "outputs": s.out_features, "heads": s.heads, "head_dim": s.head_dim}
-        own |= {"d": s.heads * s.head_dim, "width": tower[s.tower].width, "blocks": len(tower[s.tower].blocks)}
+        own |= {
+            "d": s.heads * s.head_dim,
+            "width": tower[s.tower].width,
+            "blocks": len(tower[s.tower].blocks),
+        }
         total += value(expression, {**own, **names})
     if getattr(placed, "network", None) is not None:  # one for every tower
         total *= len(structure.towers)
@@ -76,7 +85,9 @@ def statement(kind: type) -> str:
             lines = [line for line in doc.splitlines() if re.search(r"\btrained: ", line)]
             mine = [line for line in lines if line.startswith(name)] or (lines if len(lines) == 1 else [])
             if mine:
-                return re.split(r"(?<=[\w)]) \(|\s{2,}|[.;,](?:\s|$)", mine[0].partition("trained: ")[2])[0].strip()
+                return re.split(r"(?<=[\w)]) \(|\s{2,}|[.;,](?:\s|$)", mine[0].partition("trained: ")[2])[
+                    0
+                ].strip()
     raise AssertionError(f"the docstring of {name} does not say 'trained: ...', its closed form")
 
 
@@ -90,7 +101,9 @@ def value(expression: str, names: dict[str, Any]) -> int:
         if isinstance(node, ast.Constant) and type(node.value) is int:
             return node.value
         if isinstance(node, ast.Name):
-            assert node.id in names, f"{expression!r} speaks of {node.id!r}, which is not one of {sorted(names)}"
+            assert node.id in names, (
+                f"{expression!r} speaks of {node.id!r}, which is not one of {sorted(names)}"
+            )
             return names[node.id]
         if isinstance(node, ast.BinOp):
             return OPERATORS[type(node.op)](of(node.left), of(node.right))

@@ -33,7 +33,7 @@ def made() -> dict[str, Any]:
         }
         for m in parts()
     }
-    return {"properties": list(PROPERTIES), "reasons": {r.name: r.short for r in Reason}, "methods": cells}
+    return {"properties": sorted(PROPERTIES), "reasons": {r.name: r.short for r in Reason}, "methods": cells}
 
 
 @cache

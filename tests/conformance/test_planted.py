@@ -17,7 +17,6 @@ from luthier.host import adapted, context, files, merge, placed
 from luthier.host import bridge as attention
 from luthier.host.places import activation
 from luthier.host.places.weight import WeightEdit
-from luthier.host.recompute import Recomputed
 from luthier.train import snapshot
 from tests.conformance.cells import Cell
 from tests.conformance.properties import PROPERTIES
@@ -60,7 +59,11 @@ def into_the_tied_weight(patch: pytest.MonkeyPatch) -> None:
 
     def everywhere(model: Any, name: str, given: Any) -> None:
         holders = {
-            path: [m for m in model.base.modules() if m is not owner and m._parameters.get("weight") is owner.weight]
+            path: [
+                m
+                for m in model.base.modules()
+                if m is not owner and m._parameters.get("weight") is owner.weight
+            ]
             for path, owner in model.base.named_modules()
             if isinstance(owner._parameters.get("weight"), torch.nn.Parameter)
         }

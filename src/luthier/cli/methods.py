@@ -15,7 +15,8 @@ def methods(
         str | None, typer.Argument(metavar="[NAME]", help="One method, with its options.")
     ] = None,
     matrix: Annotated[
-        bool, typer.Option("--matrix", help="Methods by architectures: how many tested properties apply and hold.")
+        bool,
+        typer.Option("--matrix", help="Methods by architectures: how many tested properties apply and hold."),
     ] = False,
     json: options.Json = False,
 ) -> None:
@@ -69,7 +70,8 @@ def cell(found: dict[str, Any] | None) -> str:
 def carried(e: dict[str, Any]) -> str:
     """One line on the architectures of a method."""
     return "; ".join(
-        f"{a} {cell(found)}" + (f" ({', '.join(found['not_applicable'])})" if found["holds"] and found["not_applicable"] else "")
+        f"{a} {cell(found)}"
+        + (f" ({', '.join(found['not_applicable'])})" if found["holds"] and found["not_applicable"] else "")
         for a, found in e["architectures"].items()
     )
 

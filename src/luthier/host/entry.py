@@ -124,8 +124,7 @@ class Entrance:
             if states is not None:
                 n = out.last_hidden_state.shape[1]
                 out.hidden_states = tuple(
-                    made.cut(s) if s is not None and s.shape[1] == n + made.added else s
-                    for s in states
+                    made.cut(s) if s is not None and s.shape[1] == n + made.added else s for s in states
                 )
         opened = ctx.made.get("opened")
         if opened is not None and opened[0] == self.tower.name:
