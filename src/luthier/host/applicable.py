@@ -71,17 +71,19 @@ def why_not(
 ) -> Reason | None:
     """The architectural reason for which `base` cannot carry `method`, or do `ability` with it; None: it can.
 
-    batch: one of the base's; with it, sites that the model's forward bypasses are found as well. Any other refusal (an option
-    that does not fit) is raised.
+    ATTACH attaches it and takes it away again; batch: one of the base's, with which sites that its forward bypasses are found as
+    well. The other abilities are asked of what attaches, and read off its parts and the structure. Any other refusal (an
+    option that does not fit) is raised.
     """
     from luthier.host.adapted import Adapted
 
-    if ability is Ability.GENERATE and not can_generate(base):
-        return Reason.NO_GENERATION
+    if ability is not Ability.ATTACH:
+        if ability is Ability.GENERATE and not can_generate(base):
+            return Reason.NO_GENERATION
+        return _of(method, base, ability)
     adapted = Adapted(base)
     try:
         _attach(adapted, method, batch)
-        return _of(adapted, ability)
     except LuthierError as error:
         if error.reason is None:
             raise
@@ -89,6 +91,7 @@ def why_not(
     finally:
         for name in list(adapted.adaptations):
             adapted.detach(name)
+    return None
 
 
 def _attach(adapted: Any, method: Part, batch: Mapping[str, Any] | None) -> None:
@@ -107,11 +110,15 @@ def _value(out: Any) -> Any:
     return (out.logits if out.logits is not None else out.hidden).float().pow(2).mean()
 
 
-def _of(adapted: Any, ability: Ability) -> Reason | None:
-    """The first reason among an attached adaptation's parts."""
-    for placed in adapted.adaptations["asked"].placed():
-        towers = [t for t in adapted.structure.towers if any(a.site.tower == t.name for a in placed.ats())]
-        if (found := reason_of(placed.part, placed.sites, towers, ability)) is not None:
+def _of(method: Part, base: nn.Module, ability: Ability) -> Reason | None:
+    """The first reason among a method's parts, from where they would stand in the model's structure."""
+    from luthier.host.structure import structure_of
+
+    structure = structure_of(base)
+    for part in method.parts():
+        sites = part.sites(structure)
+        towers = [t for t in structure.towers if any(s.tower == t.name for s in sites)]
+        if (found := reason_of(part, sites, towers, ability)) is not None:
             return found
     return None
 
