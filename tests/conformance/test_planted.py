@@ -108,8 +108,8 @@ def wrong_mask(patch: pytest.MonkeyPatch) -> None:
         out = real(module, mask, q, k, n, rows)
         if out is None or out.dim() != 4:
             return out
-        out = out.clone()
-        out[..., :n] = out[:, :, -1:, n : n + 1]
+        first, out = out[:, :, -1:, n : n + 1], out.clone()
+        out[..., :n] = out[..., :n] & first if out.dtype == torch.bool else torch.minimum(out[..., :n], first)
         return out
 
     patch.setattr(attention, "_lengthened", lengthened)
