@@ -11,7 +11,7 @@ from luthier.cli.methods import carried, cell
 
 
 def run(*arguments: str) -> str:
-    code = "import sys; from luthier.cli.main import main; sys.argv[0] = 'luthier'; main(); "
+    code = "from luthier.cli.main import main; sys.exit(main())"
     check = "assert 'torch' not in sys.modules"
     done = subprocess.run(
         [sys.executable, "-c", f"import sys\ntry:\n    {code}\nfinally:\n    {check}", "methods", *arguments],
