@@ -45,7 +45,8 @@ format: setup ## let ruff put the code in form
 types: setup ## mypy
 	@$(BIN)/mypy src
 
-methods: setup ## write again what is generated from the methods (index, table in the README)
+methods: setup ## write again what is generated from the methods (what applies to whom, index, table in the README)
+	@$(TEST_ENV) $(BIN)/python -m tests.conformance.table
 	@$(BIN)/python -m luthier.methods.index
 
 docs: setup ## build the site in site/: a page per method and per room, guides, figures

@@ -4,6 +4,9 @@
 class LuthierError(Exception):
     """Base of all errors that a user can mend; the command line prints its one line and exits with 2."""
 
+    reason: str | None = None
+    """Where the model's architecture is the cause: which (`luthier.host.applicable.Reason`)."""
+
 
 class OptionError(LuthierError, ValueError):
     """An unknown method, option or value."""

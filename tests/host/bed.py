@@ -1,4 +1,4 @@
-"""Small random models of many architectures, batches for them, and the methods that are tried on each."""
+"""Small random models of many architectures, and batches for them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,6 @@ import transformers as tr
 from torch import nn
 
 from luthier.host import Adaptation, Adapted, Part
-from luthier.methods.adapters.bottleneck import Adapter, MixAndMatch, ParallelAdapter
-from luthier.methods.low_rank.lora import LoRA
-from luthier.methods.prefixes.p_tuning_v2 import PTuningV2
-from luthier.methods.prompts.prompt_tuning import PromptTuning
-from luthier.methods.prompts.xprompt import XPrompt
-from luthier.methods.scaling.ia3 import IA3
-from luthier.methods.side.lst import LST
-from luthier.methods.sparse.parameters import BitFit, Full, LastLayers, LayerNormTuning
 
 torch.set_num_threads(1)
 WIDTH, VOCABULARY = 32, 40
@@ -76,7 +68,7 @@ def gpt2() -> nn.Module:
 def t5() -> nn.Module:
     config = tr.T5Config(
         vocab_size=VOCABULARY, d_model=WIDTH, d_kv=8, d_ff=64, num_layers=3, num_heads=4,
-        feed_forward_proj="gated-gelu", decoder_start_token_id=0, initializer_factor=2.0, pad_token_id=0,
+        feed_forward_proj="gated-gelu", decoder_start_token_id=0, initializer_factor=1.0, pad_token_id=0,
         eos_token_id=None, dropout_rate=0.0,
     )  # fmt: skip
     return tr.T5ForConditionalGeneration(config)
@@ -101,40 +93,6 @@ def mamba() -> nn.Module:
 BASES: dict[str, Callable[[], nn.Module]] = {
     "bert": bert, "llama": llama, "gpt2": gpt2, "t5": t5, "vit": vit, "mamba": mamba, "plain": Plain,
 }  # fmt: skip
-LANGUAGE = ("llama", "gpt2", "t5", "mamba")
-
-METHODS: dict[str, Part] = {
-    "lora": LoRA(rank=4),
-    "adapter": Adapter(width=4),
-    "parallel_adapter": ParallelAdapter(width=4),
-    "mix_and_match": MixAndMatch(length=3, width=4),
-    "p_tuning_v2": PTuningV2(length=3),
-    "p_tuning_v2_mlp": PTuningV2(length=3, reparameterise=True),
-    "prompt_tuning": PromptTuning(length=3),
-    "xprompt": XPrompt(length=4, pieces=4),
-    "ia3": IA3(),
-    "full": Full(),
-    "bitfit": BitFit(),
-    "layer_norm": LayerNormTuning(),
-    "last_layers": LastLayers(layers=1),
-    "lst": LST(reduction=2),
-}
-
-REFUSED = {
-    # the model has no such place
-    **{(m, "mamba"): "No site matches" for m in ("lora", "adapter", "parallel_adapter", "mix_and_match", "p_tuning_v2", "p_tuning_v2_mlp", "ia3")},
-    **{(m, "plain"): "No site matches" for m in ("lora", "mix_and_match", "p_tuning_v2", "p_tuning_v2_mlp", "ia3")},
-    ("prompt_tuning", "plain"): "lets one token read another",
-    ("xprompt", "plain"): "lets one token read another",
-    ("lst", "mamba"): "not attention blocks",
-    ("lst", "plain"): "not attention blocks",
-    ("bitfit", "llama"): "no module",
-    ("bitfit", "t5"): "no module",
-}  # fmt: skip
-"""Not applicable, by (method, architecture), with words of the error that says so."""
-BYPASSED = {(m, "mamba") for m in ("full", "bitfit", "last_layers")}
-"""Mamba's mixer reads the weights of its convolution and time step without calling them."""
-PAIRS = [(m, b) for m in METHODS for b in BASES if (m, b) not in REFUSED and (m, b) not in BYPASSED]
 
 
 @cache
@@ -188,9 +146,8 @@ def shaken(adaptation: Adaptation, amount: float = 0.2, seed: int = 2) -> Adapta
     return adaptation
 
 
-def adapted(method: str | Part, name: str, *, shake: bool = True) -> Adapted:
+def adapted(part: Part, name: str, *, shake: bool = True) -> Adapted:
     """A base with one adaptation attached as "main"."""
-    part = METHODS[method] if isinstance(method, str) else method
     model = Adapted(base(name))
     made = Adaptation.new(part, model.base)
     model.attach("main", shaken(made) if shake else made)

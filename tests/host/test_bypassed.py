@@ -5,7 +5,7 @@ import torch
 
 from luthier.errors import ModelError, SiteError
 from luthier.host import Adaptation, Adapted
-from luthier.host.probe import refuse_dead
+from luthier.host.probe import dead_sites, refuse_dead
 from luthier.methods.low_rank.lora import LoRA
 
 
@@ -39,3 +39,11 @@ def test_where_every_site_is_bypassed_it_is_said(mamba):
 @pytest.mark.parametrize("targets", ["ssm.in", "ssm.out", "ssm.in | ssm.x"])
 def test_the_others_are_let_pass(mamba, targets):
     probe(mamba, targets)
+
+
+def test_where_some_are_bypassed_each_is_named(mamba):
+    adapted = Adapted(mamba)
+    adapted.attach("main", Adaptation.new(LoRA(rank=1, targets="ssm.dt | ssm.out"), mamba))
+    dead = dead_sites(adapted, "main", {"input_ids": torch.tensor([[1, 2, 3, 4]])})
+    adapted.detach()
+    assert len(dead) == 2 and all("dt_proj" in name for name in dead)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +17,7 @@ from luthier.methods.heads import LinearHead
 from luthier.methods.low_rank.lora import LoRA
 from luthier.methods.prefixes.p_tuning_v2 import PTuningV2
 from luthier.methods.prompts.prompt_tuning import PromptTuning
+from luthier.methods.scaling.ia3 import IA3
 from luthier.starts.vocabulary import Vocabulary
 from tests.host import bed
 
@@ -180,7 +179,7 @@ BANKED = [
     PTuningV2(length=2),
     PTuningV2(length=2, reparameterise=True),
     PromptTuning(length=3),
-    bed.METHODS["ia3"],
+    IA3(),
 ]
 
 
@@ -272,47 +271,6 @@ def test_means_need_an_equal_start() -> None:
         mean([a, one(0, base)])
 
 
-def test_two_adaptations_do_not_disturb_each_other() -> None:
-    model, x = Adapted(bed.base("bert")), bed.batch("bert")
-    with torch.no_grad():
-        model.attach("a", one(0, model.base))
-        alone = bed.result(model, x)
-        model.attach("b", one(1, model.base, Adapter(width=4)))
-        with model.using("a"):
-            assert torch.equal(bed.result(model, x), alone)
-        model.detach("b")
-        assert torch.equal(bed.result(model, x), alone)
-    with pytest.raises(OptionError, match="attached already"):
-        model.attach("a", one(0, model.base))
-    with pytest.raises(OptionError, match="No adaptation named"):
-        model.detach("c")
-
-
-@torch.no_grad()
-def test_contexts_do_not_leak_between_threads() -> None:
-    model, x = Adapted(bed.base("bert")), bed.batch("bert")
-    model.attach("a", one(0, model.base))
-    model.attach("b", one(1, model.base, Adapter(width=4)))
-    want = {}
-    for key in ("a", "b"):
-        with model.using(key):
-            want[key] = bed.result(model, x)
-    wrong: list[str] = []
-
-    def work(key: str) -> None:
-        with torch.no_grad(), model.using(key):
-            for _ in range(20):
-                if not torch.equal(bed.result(model, x), want[key]):
-                    wrong.append(key)
-
-    threads = [threading.Thread(target=work, args=(k,)) for k in ("a", "b")]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert not wrong
-
-
 def test_the_base_gets_its_flags_back() -> None:
     base = bed.base("bert").train().requires_grad_(True)
     model = Adapted(base)
@@ -345,31 +303,6 @@ def test_a_hundred_merges_change_no_weight(dtype: torch.dtype) -> None:
         model.merge("main")
         model.unmerge("main")
     assert all(torch.equal(v, before[k]) for k, v in base.state_dict().items())
-
-
-@torch.no_grad()
-def test_merging_a_head_does_not_write_the_tied_embedding() -> None:
-    base, x = bed.base("gpt2"), bed.batch("gpt2")
-    model = Adapted(base)
-    model.attach("main", one(0, base, LoRA(rank=2, targets="head")))
-    got = bed.result(model, x)
-    model.merge("main")
-    bed.close(bed.result(model, x), got, 1e-5)
-    model.unmerge("main")
-    assert base.lm_head.weight is base.transformer.wte.weight
-
-
-@torch.no_grad()
-def test_a_merge_that_would_be_infinite_changes_nothing() -> None:
-    base = bed.base("bert")
-    model = Adapted(base)
-    a = one(0, base)
-    a.at()[0].values["B"].fill_(float("inf"))
-    model.attach("main", a)
-    before = dict(base.named_parameters())
-    with pytest.raises(LuthierError, match="nothing was merged"):
-        model.merge("main")
-    assert all(p is before[n] for n, p in base.named_parameters())
 
 
 def test_method_names_are_unique() -> None:

@@ -14,11 +14,16 @@ def methods(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="One method, with its options.")
     ] = None,
+    matrix: Annotated[
+        bool,
+        typer.Option("--matrix", help="Methods by architectures: how many tested properties apply and hold."),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """List the methods, or say all about one.
 
     luthier methods lora
+    luthier methods --matrix
     """
     from luthier import methods as room
 
@@ -27,6 +32,8 @@ def methods(
         as_json(found) if json else describe(found)
     elif json:
         as_json(list(room.entries().values()))
+    elif matrix:
+        across([e for e in room.entries().values() if e["architectures"]])
     else:
         entries = sorted(room.entries().values(), key=lambda e: (e["place"], e["name"]))
         table(
@@ -37,6 +44,36 @@ def methods(
             ],
         )
         note(f"{len(entries)} methods. All about one: luthier methods NAME")
+
+
+def across(entries: list[dict[str, Any]]) -> None:
+    """The methods by architectures; in a cell, the properties that hold, or why none applies."""
+    names = list(dict.fromkeys(a for e in entries for a in e["architectures"]))
+    rows = [[e["name"], *(cell(e["architectures"].get(a)) for a in names)] for e in entries]
+    table(["method", *names], rows)
+    note(
+        "In a cell: properties of the conformance suite that hold, of those that it has; or why the model cannot carry the method. "
+        "Reasons for the others: luthier methods NAME"
+    )
+
+
+def cell(found: dict[str, Any] | None) -> str:
+    """`22`, `20 of 22`, or the reason for which nothing applies."""
+    if found is None:
+        return ""
+    missing = sum(found["not_applicable"].values())
+    if not found["holds"]:
+        return ", ".join(found["not_applicable"])
+    return f"{found['holds']} of {found['holds'] + missing}" if missing else str(found["holds"])
+
+
+def carried(e: dict[str, Any]) -> str:
+    """One line on the architectures of a method."""
+    return "; ".join(
+        f"{a} {cell(found)}"
+        + (f" ({', '.join(found['not_applicable'])})" if found["holds"] and found["not_applicable"] else "")
+        for a, found in e["architectures"].items()
+    )
 
 
 def describe(e: dict[str, Any]) -> None:
@@ -54,6 +91,7 @@ def describe(e: dict[str, Any]) -> None:
         ("learning rate", figure(e["rate"])),
         ("merges", yes[e["mergeable"]]),
         ("phases", ", ".join(e["phases"])),
+        ("tested on", carried(e)),
         ("in Python", f"luthier.methods.{e['class']}"),
     ]
     table(["choice", ""], choices)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.errors import FileFormatError, OptionError, SiteError
+from luthier.errors import FileFormatError, ModelError, OptionError, SiteError
+from luthier.host.applicable import Reason, because, builds
 from luthier.host.options import from_card, to_card
 from luthier.host.part import Layout, Part, Spec
 from luthier.host.placed import At, Fill, Placed
@@ -86,7 +87,7 @@ class Adaptation(nn.Module):
         with torch.no_grad():
             for placed in made.placed():
                 placed.allocate(lambda p, site, specs: _begin(p, site, specs, base, statistics or {}, rng))
-                placed.network = placed.part.build(base, placed.sites, rng)
+                placed.network = _network(placed, base, rng)
         device = next(base.parameters(), torch.zeros(())).device
         return made if device.type == "meta" else made.to(device)
 
@@ -129,7 +130,7 @@ class Adaptation(nn.Module):
         with torch.no_grad():
             for placed in made.placed():
                 placed.allocate(lambda p, site, specs: {k: _blank(s, rng) for k, s in specs.items()})
-                placed.network = placed.part.build(base, placed.sites, rng)
+                placed.network = _network(placed, base, rng)
         made.task, made.preprocess, made.about = (
             card.get("task"),
             card.get("preprocess"),
@@ -321,6 +322,17 @@ def _begin(
 
     out = part.source.begin(part, site, draw)
     return {k: out[k] if k in out else _own(placed, k, s, rng) for k, s in specs.items()}
+
+
+def _network(placed: Placed, base: nn.Module, rng: torch.Generator) -> nn.Module | None:
+    if builds(placed.part) and any(p.is_meta for p in base.parameters()):
+        raise because(
+            ModelError(
+                f"{placed.part.name} needs the values of the base, which this one on the meta device does not hold. Load the base first."
+            ),
+            Reason.NEEDS_VALUES,
+        )
+    return placed.part.build(base, placed.sites, rng)
 
 
 def _own(placed: Placed, name: str, s: Spec, rng: torch.Generator) -> Tensor:

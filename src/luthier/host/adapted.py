@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from luthier.errors import ModelError, OptionError
 from luthier.host.adaptation import Adaptation
+from luthier.host.applicable import Reason, because, can_generate
 from luthier.host.combination import Combination
 from luthier.host.context import CURRENT, GIVEN, Context
 from luthier.host.entry import Entrance
@@ -23,6 +24,7 @@ from luthier.host.part import T
 from luthier.host.placed import Placed
 from luthier.host.places import Stack
 from luthier.host.places.output import ranked, reads_logits, summed
+from luthier.host.recompute import Recomputed
 from luthier.host.structure import structure_of
 
 
@@ -143,6 +145,7 @@ class Adapted(nn.Module):
     def _begin(self) -> None:
         parameters, modules = list(self.base.parameters()), list(self.base.modules())
         self._flags = [p.requires_grad for p in parameters], [m.training for m in modules]
+        self.structure = structure_of(self.base)
         self.base.requires_grad_(False).eval()
         self._own = [self.base.register_forward_pre_hook(self._enter, with_kwargs=True)]
         for tower in self.structure.towers:
@@ -226,7 +229,6 @@ class Adapted(nn.Module):
         ctx = Context(
             wire=self.wire,
             active=active,
-            folded=frozenset(self.merged),
             ids=ids,
             mask=mask if torch.is_tensor(mask) and mask.dim() == 2 else None,
             labels=labels,
@@ -236,6 +238,8 @@ class Adapted(nn.Module):
             ctx.add_given(dict(scope.given), rows)
         ctx.labels = ctx.given.get("labels", labels)
         self._mixed(ctx, rows)
+        ctx.unfolded = any(n not in active or n in ctx.rows for n in self.merged)
+        ctx.folded = frozenset() if ctx.unfolded else frozenset(self.merged)
         self._phase(ctx, kwargs, ids)
         for name in active:
             for _, term in terms(self.adaptations[name]):
@@ -368,6 +372,17 @@ class Adapted(nn.Module):
             )
         return summed(heads, hidden, mask, ctx)
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Transformers' `generate` of the base, with what is active here. ModelError where the base has no language head."""
+        if not can_generate(self.base):
+            raise because(
+                ModelError(
+                    f"{type(self.base).__name__} has no language model's head: it cannot generate. Load a decoder or an encoder-decoder."
+                ),
+                Reason.NO_GENERATION,
+            )
+        return self.base.generate(*args, **kwargs)  # type: ignore[operator]
+
     # -- gradient checkpointing
 
     def checkpoint(self, on: bool = True) -> None:
@@ -377,8 +392,11 @@ class Adapted(nn.Module):
         self._recompute = []
         if on:
             if any(isinstance(p.part, Stack) for s in self.stacks for p in [s.placed]):
-                raise ModelError(
-                    "A side or reversible network keeps no activations of the blocks: gradient checkpointing has nothing to save."
+                raise because(
+                    ModelError(
+                        "A side or reversible network keeps no activations of the blocks: gradient checkpointing has nothing to save."
+                    ),
+                    Reason.KEEPS_NO_ACTIVATIONS,
                 )
             for tower in self.structure.towers:
                 for path in tower.blocks:
@@ -408,27 +426,6 @@ class Adapted(nn.Module):
         memo[id(self.wire)] = Wire()
         new.__dict__ = copy.deepcopy(self.__dict__, memo)
         return new
-
-
-class Recomputed:
-    """A block's forward under gradient checkpointing."""
-
-    def __init__(self, adapted: Adapted):
-        self.adapted = adapted
-
-    def forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        ctx = self.adapted.context()
-        if ctx is None or not torch.is_grad_enabled():
-            return original(*args, **kwargs)
-        from torch.utils.checkpoint import checkpoint
-
-        return checkpoint(
-            original,
-            *args,
-            use_reentrant=False,
-            context_fn=lambda: (contextlib.nullcontext(), ctx.again()),
-            **kwargs,
-        )
 
 
 @functools.cache

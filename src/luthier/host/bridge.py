@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import ModelError
+from luthier.host.applicable import Reason, because
 from luthier.host.context import CURRENT
 
 if TYPE_CHECKING:
@@ -38,13 +39,19 @@ def bridge(placed: Placed, adapted: Adapted) -> Iterator[Any]:
         module = adapted.base.get_submodule(at.site.path)
         config = getattr(module, "config", None)
         if config is None or getattr(config, "_attn_implementation", None) is None:
-            raise ModelError(
-                f"{at.part.name} needs attention that goes through Transformers' attention interface; {type(module).__name__} does not. "
-                "Choose a prompt, adapter or low-rank method instead."
+            raise because(
+                ModelError(
+                    f"{at.part.name} needs attention that goes through Transformers' attention interface; {type(module).__name__} does not. "
+                    "Choose a prompt, adapter or low-rank method instead."
+                ),
+                Reason.NO_INTERFACE,
             )
         if not at.site.head_dim:
-            raise ModelError(
-                f"{at.part.name}: the width of a head is not known at {at.site.name}. Choose another method for this model."
+            raise because(
+                ModelError(
+                    f"{at.part.name}: the width of a head is not known at {at.site.name}. Choose another method for this model."
+                ),
+                Reason.NO_HEAD_WIDTH,
             )
         port = adapted.attention.get(at.site.path)
         if port is None:
@@ -156,8 +163,11 @@ def luthier_attention(
         if not n:
             continue
         if at.placed.scale != 1.0:
-            raise ModelError(
-                f"{at.part.name} has no additive effect: it cannot be scaled by {at.placed.scale}."
+            raise because(
+                ModelError(
+                    f"{at.part.name} has no additive effect: it cannot be scaled by {at.placed.scale}."
+                ),
+                Reason.NOT_ADDITIVE,
             )
         k, v = torch.cat([pk, k], -2), torch.cat([pv, v], -2)
         mask = _lengthened(module, mask, q, k, n, ctx.rows.get(at.placed.owner))

@@ -31,6 +31,8 @@ class Context:
     active: tuple[str, ...] = ()
     folded: frozenset[str] = frozenset()
     """Adaptations that are merged into the weights: their weight edits must not act twice."""
+    unfolded: bool = False
+    """Some row or the whole forward is without an adaptation that is merged: the weights from before all merges serve it."""
     rows: dict[str, Tensor] = field(default_factory=dict)
     """{adaptation: (rows,) bool}: in a mixed batch, the rows that it serves; absent: all."""
     phase: str = "prefill"

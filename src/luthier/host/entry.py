@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from luthier.errors import ModelError
+from luthier.host.applicable import Reason, because
 from luthier.host.context import CURRENT, Context
 
 if TYPE_CHECKING:
@@ -28,9 +29,26 @@ class Prompts:
     added: int = 0
     hidden: bool = False
     """Whether a part said that some tokens are not visible."""
+    behind: Tensor | None = None
+    """(rows,) padding that the prompts stand behind, in a recurrent tower; None: they stand in front of everything."""
 
     def mask(self) -> Tensor:
         return torch.cat(self.visible, 1)
+
+    def put_behind(self, x: Tensor) -> Tensor:
+        """x: (rows, added + tokens, ...), prompts first -> padding, prompts, the rest."""
+        if self.behind is None:
+            return x
+        place, pads = torch.arange(x.shape[1], device=x.device)[None], self.behind[:, None]
+        source = torch.where(place < pads, place + self.added, place - pads)
+        return _take(x, torch.where(place < pads + self.added, source, place))
+
+    def cut(self, x: Tensor) -> Tensor:
+        """x: (rows, added + tokens, ...) as the tower leaves it, without prompts."""
+        if self.behind is None:
+            return x[:, self.added :]
+        place = torch.arange(x.shape[1] - self.added, device=x.device)[None]
+        return _take(x, place + self.added * (place >= self.behind[:, None]))
 
 
 class Entrance:
@@ -39,6 +57,8 @@ class Entrance:
     def __init__(self, adapted: Adapted, tower: Tower):
         self.adapted, self.tower = adapted, tower
         self.read = any(t.reads == tower.name for t in adapted.structure.towers)
+        sites = adapted.structure.sites
+        self.recurrent = any(s.role.startswith("ssm") and s.tower == tower.name for s in sites)
 
     def install(self) -> list[Any]:
         base, tower = self.adapted.base, self.tower
@@ -99,13 +119,12 @@ class Entrance:
         made = ctx.prompts.get(self.tower.name)
         if made is not None and made.added and not self.read and ctx.phase == "prefill" and out is not None:
             if self.tower.causal:
-                out = _cut(out, made.added)
+                out = _cut(out, made)
             states = getattr(out, "hidden_states", None)
             if states is not None:
                 n = out.last_hidden_state.shape[1]
                 out.hidden_states = tuple(
-                    s[:, made.added :] if s is not None and s.shape[1] == n + made.added else s
-                    for s in states
+                    made.cut(s) if s is not None and s.shape[1] == n + made.added else s for s in states
                 )
         opened = ctx.made.get("opened")
         if opened is not None and opened[0] == self.tower.name:
@@ -124,8 +143,11 @@ class Entrance:
         made = Prompts()
         for placed in self._active(ctx):
             if placed.scale != 1.0:
-                raise ModelError(
-                    f"{placed.part.name} has no additive effect: it cannot be scaled by {placed.scale}."
+                raise because(
+                    ModelError(
+                        f"{placed.part.name} has no additive effect: it cannot be scaled by {placed.scale}."
+                    ),
+                    Reason.NOT_ADDITIVE,
                 )
             first = next(a for a in placed.ats() if a.site.role.endswith("embedding") or a.site.layer == 0)
             tokens = placed.part.tokens(first.t(ctx), ctx)
@@ -145,9 +167,12 @@ class Entrance:
             made.visible.append(visible)
             made.added += length
         if made.hidden and "position_ids" not in self.tower.takes:
-            raise ModelError(
-                f"Some rows do not see a prompt of this batch, and {self.adapted.structure.model} has no explicit positions that could skip it. "
-                "Give these rows separate batches, or use a bank."
+            raise because(
+                ModelError(
+                    f"Some rows do not see a prompt of this batch, and {self.adapted.structure.model} has no explicit positions that could skip it. "
+                    "Give these rows separate batches, or use a bank."
+                ),
+                Reason.NO_POSITIONS,
             )
         ctx.prompts[self.tower.name] = made
         return made
@@ -186,7 +211,11 @@ class Entrance:
         if ctx.phase == "prefill":
             embeds = self._embed(ids) if embeds is None else embeds
             front = torch.cat([t.to(embeds.dtype).expand(rows, -1, -1) for t in made.tokens], 1)
-            kw["inputs_embeds"] = torch.cat([front, embeds], 1)
+            if mask is not None and self.recurrent:
+                # a state decays over padding too: none may lie between the prompts and what they stand for
+                made.behind = (mask == 0).long().cumprod(1).sum(1)
+                kw["attention_mask"] = made.put_behind(kw["attention_mask"])
+            kw["inputs_embeds"] = made.put_behind(torch.cat([front, embeds], 1))
             kw.pop("input_ids", None)
             types = kw.get("token_type_ids")
             if types is not None:
@@ -242,11 +271,16 @@ class Entrance:
         return {**kwargs, "encoder_attention_mask": torch.cat([front, mask], 1)}
 
 
-def _cut(out: Any, added: int) -> Any:
-    """A tower's output without the first `added` positions."""
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """x: (rows, tokens, ...), index: (rows, places) -> (rows, places, ...)."""
+    return x[torch.arange(len(x), device=x.device)[:, None], index]
+
+
+def _cut(out: Any, made: Prompts) -> Any:
+    """A tower's output without its prompts."""
     if torch.is_tensor(out):
-        return out[:, added:]
+        return made.cut(out)
     if isinstance(out, tuple):
-        return (out[0][:, added:], *out[1:])
-    out.last_hidden_state = out.last_hidden_state[:, added:]
+        return (made.cut(out[0]), *out[1:])
+    out.last_hidden_state = made.cut(out.last_hidden_state)
     return out

@@ -154,9 +154,11 @@ def _term(
         RuntimeError,
         RecursionError,
     ) as error:
-        raise FileFormatError(
+        found = FileFormatError(
             f"The card does not describe an adaptation of this model: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
-        ) from None
+        )
+        found.reason = getattr(error, "reason", None)
+        raise found from None
     return adaptation
 
 

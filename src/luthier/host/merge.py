@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from luthier.errors import ModelError, OptionError
+from luthier.host.applicable import Reason, because
 from luthier.host.context import CURRENT, Context
 from luthier.host.part import Part, T
 
@@ -48,8 +49,11 @@ def merge(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
     ]
     for placed in parts:
         if not mergeable(placed.part):
-            raise ModelError(
-                f"{placed.part.name} is not a change of weights: it cannot merge. Keep it attached instead."
+            raise because(
+                ModelError(
+                    f"{placed.part.name} is not a change of weights: it cannot merge. Keep it attached instead."
+                ),
+                Reason.NOT_A_WEIGHT,
             )
     ctx = Context(wire=adapted.wire, active=(name,), given=dict(given))
     for placed in parts:
@@ -84,6 +88,8 @@ def merge(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
                     value.detach().to(old.dtype).clone(), requires_grad=False
                 )
     adapted.merged[name] = kept
+    for path, tensors in kept.items():
+        adapted.ports[path].kept[name] = tensors
 
 
 def refuse_parts(base: nn.Module) -> None:
@@ -121,6 +127,7 @@ def unmerge(adapted: Adapted, name: str) -> None:
                 f"{later!r} was merged after {name!r} into {sorted(shared)[0]}: unmerge {later!r} first."
             )
     for path, tensors in adapted.merged.pop(name).items():
+        adapted.ports[path].kept.pop(name, None)
         module = adapted.base.get_submodule(path)
         for key, old in tensors.items():
             module._parameters[key] = old

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from luthier.errors import SiteError
 from luthier.host.adaptation import Adaptation
 from luthier.host.adapted import Adapted, terms
+from luthier.host.applicable import Reason, because
 from luthier.host.places import Subset
+from luthier.host.structure import KEY
 
 
 def reached(base: nn.Module, loss: Callable[[], Tensor]) -> set[str]:
@@ -44,9 +46,9 @@ class _Probe:
         h = out[0] if isinstance(out, tuple) else out
         if self.zero is None:
             self.zero = torch.zeros((), dtype=h.dtype, device=h.device, requires_grad=True)
-        # not constant along the width (norms see it), nor along the tokens (softmax sees a change of keys)
-        ramp = torch.ones_like(h).cumsum(-1)
-        h = h + self.zero * (ramp.cumsum(-2) if h.dim() > 1 else ramp)
+        # constant along no dimension: norms see it (of channels too), and softmax sees a change of keys
+        wave = torch.cos(torch.arange(h[:1].numel(), device=h.device)).view(h[:1].shape)
+        h = h + self.zero * wave.to(h.dtype)
         return (h, *out[1:]) if isinstance(out, tuple) else h
 
 
@@ -91,21 +93,24 @@ def dead_sites(adapted: Adapted, name: str, batch: Mapping[str, Any]) -> list[st
 def cannot_matter(adaptation: Adaptation) -> list[str]:
     """Trained tensors that have no effect whatever their values: a key bias shifts all scores of a query alike, and softmax
     does not see it. They are reported, not refused: they belong to what the method says it trains."""
-    return [
-        name
-        for i, placed in enumerate(adaptation.placed())
-        if isinstance(placed.part, Subset)
-        for at in placed.ats()
-        if at.site.role.endswith("attention.key")
-        for name in (f"parts.{i}.at.{at.key}.values.bias",)
-        if "bias" in at.values
-    ]
+    found = []
+    for i, placed in enumerate(adaptation.placed()):
+        if isinstance(placed.part, Subset):
+            keys = [a for a in placed.ats() if a.site.role.endswith("attention.key") and "bias" in a.values]
+            found += [f"parts.{i}.at.{a.key}.values.bias" for a in keys]
+        for name, module in placed.network.named_modules() if placed.network is not None else ():
+            if KEY.match(name.rpartition(".")[2]) and getattr(module, "bias", None) is not None:
+                found.append(f"parts.{i}.network.{name}.bias")
+    return found
 
 
 def refuse_dead(adapted: Adapted, name: str, batch: Mapping[str, Any]) -> None:
     """Raise SiteError where an attached site does nothing."""
     if dead := dead_sites(adapted, name, batch):
-        raise SiteError(
-            f"{len(dead)} sites do not change the output of {adapted.structure.model}, first {dead[0]}: the model bypasses these modules. "
-            "Choose other targets. See: luthier sites MODEL."
+        raise because(
+            SiteError(
+                f"{len(dead)} sites do not change the output of {adapted.structure.model}, first {dead[0]}: the model bypasses these modules. "
+                "Choose other targets. See: luthier sites MODEL."
+            ),
+            Reason.BYPASSED,
         )

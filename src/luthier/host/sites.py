@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from luthier.errors import SiteError
+from luthier.host.applicable import Reason, because
 from luthier.host.options import did_you_mean
 
 
@@ -132,9 +133,12 @@ def find(structure: Structure, targets: str) -> list[Site]:
         ]
         if not found:
             names = [*roles(structure.sites), *(s.name for s in structure.sites)]
-            raise SiteError(
-                f"No site matches {term!r} in {structure.model}.{did_you_mean(match['what'], names)} "
-                f"Roles: {_listing(structure)}. See: luthier sites MODEL."
+            raise because(
+                SiteError(
+                    f"No site matches {term!r} in {structure.model}.{did_you_mean(match['what'], names)} "
+                    f"Roles: {_listing(structure)}. See: luthier sites MODEL."
+                ),
+                Reason.NO_SITE,
             )
         if match["layers"]:
             found = _layers(found, match["layers"], term)

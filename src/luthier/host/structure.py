@@ -23,14 +23,17 @@ DOWN = re.compile(r"(^|_)(fc2|down|down_proj|wo|w2|c_proj|lin2|output|dense_4h_t
 ENTRY_ARGUMENTS = (("input_ids", "pixel_values", "input_values", "input_features"), ("inputs_embeds",))
 
 
-_KNOWN: weakref.WeakKeyDictionary[nn.Module, Structure] = weakref.WeakKeyDictionary()
+Shapes = tuple[tuple[int, ...], ...]
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, tuple[Shapes, Structure]] = weakref.WeakKeyDictionary()
 
 
 def structure_of(model: nn.Module) -> Structure:
-    """`discover`, remembered for as long as the model lives."""
-    if model not in _KNOWN:
-        _KNOWN[model] = discover(model)
-    return _KNOWN[model]
+    """`discover`, remembered for as long as the model lives and its parameters keep their shapes (embeddings are resized)."""
+    shapes = tuple(tuple(p.shape) for p in model.parameters())
+    held = _KNOWN.get(model)
+    if held is None or held[0] != shapes:
+        held = _KNOWN[model] = shapes, discover(model)
+    return held[1]
 
 
 def discover(model: nn.Module) -> Structure:
@@ -69,7 +72,7 @@ def discover(model: nn.Module) -> Structure:
     outside = _outside(model, modules, made)
     seen: set[int] = set()
     for path, module in modules.items():
-        known: Any = roles.get(path) or outside.get(path) or (None, "", None, None)
+        known: Any = roles.get(path) or outside.get(path) or (None, "", _layer_of(path, made), None)
         role, tower, layer, extra = known
         parameters = list(module.named_parameters(recurse=False))
         # a tied parameter belongs to the first module that holds it
@@ -332,6 +335,11 @@ def _tower_of(path: str, towers: list[Tower]) -> str:
     """The tower whose entry holds a path, the innermost first."""
     inside = [t for t in towers if not t.entry or path == t.entry or path.startswith(t.entry + ".")]
     return max(inside, key=lambda t: len(t.entry)).name if inside else (towers[0].name if towers else "")
+
+
+def _layer_of(path: str, towers: list[Tower]) -> int | None:
+    """Index of the block that a path lies in."""
+    return next((i for t in towers for i, b in enumerate(t.blocks) if path.startswith(b + ".")), None)
 
 
 def _kind(module: nn.Module) -> str:

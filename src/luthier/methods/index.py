@@ -15,6 +15,7 @@ import re
 import sys
 import textwrap
 import tokenize
+from collections import Counter
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +36,8 @@ USUAL = {"start": "what its tensors are before training"}
 """Meanings of options that several methods have, where the class says nothing of its own."""
 
 FILE = Path(__file__).with_name("index.json")
+CONFORMANCE = Path(__file__).with_name("conformance.json")
+"""{method: {architecture: {property: reason}}}: what does not apply, as tests/conformance found and holds it fresh."""
 BEGIN, END = "<!-- methods: begin (written by: make methods) -->", "<!-- methods: end -->"
 
 
@@ -100,8 +103,24 @@ def describe(cls: type) -> dict[str, Any]:
         "phases": [p.name for p in phases],
         "signal": signal(phases),
         "papers": sorted(set(re.findall(r"\bS\d{3}\b", doc))),
+        **conformance(cls.name),  # type: ignore[attr-defined]
         "doc": doc,
     }
+
+
+def conformance(name: str) -> dict[str, Any]:
+    """Counts of a method's properties: `architectures` {name: {"holds": n, "not_applicable": {reason: n}}}, and these summed."""
+    held = json.loads(CONFORMANCE.read_text(encoding="utf-8")) if CONFORMANCE.exists() else {}
+    architectures = {}
+    total: Counter[str] = Counter()
+    for architecture, cell in held.get("methods", {}).get(name, {}).items():
+        found = Counter(held["reasons"][r] for r in cell.values())
+        total += found
+        architectures[architecture] = {
+            "holds": len(held["properties"]) - len(cell),
+            "not_applicable": dict(sorted(found.items())),
+        }
+    return {"architectures": architectures, "not_applicable": dict(sorted(total.items()))}
 
 
 def title_of(name: str, doc: str) -> str:

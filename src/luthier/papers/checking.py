@@ -61,6 +61,24 @@ class Run:
                     os.fsync(file.fileno())
         return self._kept[name]
 
+    def model(self, name: str, **options: Any) -> Any:
+        """An embedded model on the CPU, where figures can be repeated."""
+        from luthier.models.load import load
+
+        return load(f"builtin:{name}", device="cpu", **options)
+
+    def data(self, name: str) -> Any:
+        """An embedded data set."""
+        from luthier.data.load import load_data
+
+        return load_data(f"builtin:{name}")
+
+    def fit(self, model: Any, data: Any, method: Any, **settings: Any) -> Any:
+        """`luthier.train.fit`, silent, without the test rows: a check scores those itself."""
+        from luthier.train.fit import fit
+
+        return fit(model, replace(data, test=None), method, progress=False, **settings)
+
     def shared(self, name: str) -> Path:
         """The folder of a real data set that is not shipped. Raises DataError where it is not at hand."""
         root = Path(os.environ.get(SHARED, "../shared/data"))
@@ -140,14 +158,10 @@ class Run:
         **settings: Any,
     ) -> list[tuple[int, dict[str, float]]]:
         """[(step, validation scores)] every so many steps of a fit; the test rows stay out of it."""
-        from luthier.train.fit import fit
 
         def go() -> list[Any]:
             with tempfile.TemporaryDirectory() as out:
-                unseen = replace(data, test=None)
-                fit(
-                    model, unseen, method, out=f"{out}/run", seed=seed, evaluate_every=every, progress=False, **settings
-                )  # fmt: skip
+                self.fit(model, data, method, out=f"{out}/run", seed=seed, evaluate_every=every, **settings)
                 lines = map(
                     json.loads, Path(out, "run", "log.jsonl").read_text(encoding="utf-8").splitlines()
                 )
@@ -219,13 +233,10 @@ class _Arm:
         return float(fitted.score(self.data.test)[self.metric])
 
     def _fit(self, factor: float, seed: int) -> Any:
-        from luthier.train.fit import fit
-
         if (factor, seed) not in self._fitted:
             rate = None if factor == 1.0 else float(self.method.rate) * factor
-            unseen = replace(self.data, test=None)
-            self._fitted[factor, seed] = fit(
-                self.model, unseen, self.method, seed=seed, rate=rate, progress=False, **self.settings
+            self._fitted[factor, seed] = self.run.fit(
+                self.model, self.data, self.method, seed=seed, rate=rate, **self.settings
             )
         return self._fitted[factor, seed]
 

@@ -150,7 +150,7 @@ def generate(
             given = {k: v for k, v in batch.items() if k in GIVEN and k != "labels"}
             inputs = {k: v for k, v in batch.items() if k not in GIVEN and k != "decoder_input_ids"}
             with adapted.given(**given):
-                written = adapted.base.generate(**inputs, **options)
+                written = adapted.generate(**inputs, **options)
             start = inputs["input_ids"].shape[1] if writes_after else 0
             beams = len(written) // len(rows)
             texts |= {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from luthier.errors import SiteError
+from luthier.host.applicable import Reason, because
 from luthier.host.part import Part, T
 
 if TYPE_CHECKING:
@@ -38,8 +39,11 @@ class ActivationEdit(Part):
             if self.reads:
                 partner = adapted.structure.partner(at.site, self.reads)
                 if partner is None:
-                    raise SiteError(
-                        f"{self.name} reads the input of {self.reads!r}, which the block of {at.site.name} does not have."
+                    raise because(
+                        SiteError(
+                            f"{self.name} reads the input of {self.reads!r}, which the block of {at.site.name} does not have."
+                        ),
+                        Reason.NO_PARTNER,
                     )
                 hooks.reads = partner.path
                 yield adapted.base.get_submodule(partner.path).register_forward_pre_hook(

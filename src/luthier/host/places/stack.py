@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import ModelError
+from luthier.host.applicable import Reason, because
 from luthier.host.exchange import INSTEAD_OF_BLOCK, exchange
 from luthier.host.part import Part, T
 
@@ -150,8 +151,18 @@ class Deferred:
             return self._returned(module, h)
         del ctx.made[f"walk:{walk.tower}"]
         if walk.owner in ctx.rows and not ctx.rows[walk.owner].all():
-            raise ModelError(
-                f"{walk.placed.part.name} replaces the walk through the blocks: it cannot serve only some rows of a batch."
+            raise because(
+                ModelError(
+                    f"{walk.placed.part.name} replaces the walk through the blocks: it cannot serve only some rows of a batch."
+                ),
+                Reason.WALKS_BLOCKS,
+            )
+        if walk.placed.scale != 1.0:
+            raise because(
+                ModelError(
+                    f"{walk.placed.part.name} has no additive effect: it cannot be scaled by {walk.placed.scale}."
+                ),
+                Reason.NOT_ADDITIVE,
             )
         ts = [
             a.t(ctx, h.dtype)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from luthier.errors import ModelError
+from luthier.host.applicable import Reason, because
 from luthier.host.part import Part, T
-from luthier.host.places.output import Listed
 from luthier.host.sites import Site, Structure
 
 if TYPE_CHECKING:
@@ -39,8 +39,11 @@ class TokenPrompt(Part):
     def sites(self, structure: Structure, name: str | None = None) -> Sequence[Site]:
         """Towers without an embedding of tokens (images, features) take prompts at their first block."""
         if name is None and not any(s.role.startswith(("attention", "ssm", "conv")) for s in structure.sites):
-            raise ModelError(
-                f"{self.name} puts tokens in front of a sequence, but no module of {structure.model} lets one token read another."
+            raise because(
+                ModelError(
+                    f"{self.name} puts tokens in front of a sequence, but no module of {structure.model} lets one token read another."
+                ),
+                Reason.NO_MIXING,
             )
         if (
             name is None
@@ -48,8 +51,11 @@ class TokenPrompt(Part):
             and not any(s.role == "embedding" for s in structure.sites)
         ):
             if not structure.towers:
-                raise ModelError(
-                    f"{self.name} needs a model with a list of blocks, which {structure.model} does not have."
+                raise because(
+                    ModelError(
+                        f"{self.name} needs a model with a list of blocks, which {structure.model} does not have."
+                    ),
+                    Reason.NO_BLOCKS,
                 )
             first = structure.towers[0]
             return [
@@ -65,7 +71,19 @@ class TokenPrompt(Part):
                 )
         tower = placed.ats()[0].site.tower
         adapted.prompts.setdefault(tower, []).append(placed)
-        yield Listed(adapted.prompts[tower], placed)
+        yield Prompting(adapted, tower, placed)
+
+
+class Prompting:
+    """Takes a prompt away from its tower again."""
+
+    def __init__(self, adapted: Adapted, tower: str, placed: Placed):
+        self.adapted, self.tower, self.placed = adapted, tower, placed
+
+    def remove(self) -> None:
+        left = [p for p in self.adapted.prompts.pop(self.tower) if p is not self.placed]
+        if left:
+            self.adapted.prompts[self.tower] = left
 
 
 class DeepTokens:
@@ -81,6 +99,10 @@ class DeepTokens:
         made = ctx.prompts.get(at.site.tower)
         if made is None or at.placed.key not in made.spans:
             return None
+        if made.behind is not None and made.behind.any():
+            raise ModelError(
+                f"{at.part.name} replaces prompts at every block, which padding on the left of a recurrent model moves. Give rows of one length, or a batch of one."
+            )
         start, length = made.spans[at.placed.key]
         h = args[0] if args else kwargs["hidden_states"]
         part: TokenPrompt = at.part  # type: ignore[assignment]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from luthier.errors import ModelError
+from luthier.host.applicable import Reason, because, rows_share
 from luthier.host.exchange import EDITED, exchange
 from luthier.host.functional import call_with
 from luthier.host.part import Part, T
@@ -83,8 +84,11 @@ class WeightEdit(Weighted):
 
     def accept(self, module: nn.Module, at: At) -> None:
         if not is_linear(module):
-            raise ModelError(
-                f"{self.name} edits linear weights, but {at.site.name} is a {type(module).__name__}. Choose other targets, e.g. 'attention.*'."
+            raise because(
+                ModelError(
+                    f"{self.name} edits linear weights, but {at.site.name} is a {type(module).__name__}. Choose other targets, e.g. 'attention.*'."
+                ),
+                Reason.NOT_LINEAR,
             )
 
     def apply(self, x: Tensor, y: Tensor, t: T) -> Tensor:
@@ -168,6 +172,28 @@ class Port:
         self.module = module
         self.exchanged: Any = None
         self.edits: list[At] = []
+        self.kept: dict[str, dict[str, Tensor]] = {}
+        """{merged adaptation: the parameters that its merge replaced}, the first merge first."""
+
+    def own(self, unfolded: bool) -> dict[str, Tensor]:
+        """The module's own parameters; unfolded: without what is merged into them."""
+        now: dict[str, Tensor] = dict(self.module.named_parameters(recurse=False))
+        for replaced in reversed(self.kept.values()) if unfolded else ():
+            now.update(replaced)
+        return now
+
+    def belongs_to_rows(self, at: At) -> None:
+        if rows_share(at.site):
+            raise because(
+                ModelError(
+                    f"{at.part.name} changes {at.site.name}, which gives the same values for all rows: rows of several adaptations cannot share a batch. Give them separate batches."
+                ),
+                Reason.ROWS_SHARE,
+            )
+
+    def unmerged(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's forward without what is merged into it."""
+        return call_with(self.module, self.own(True), args, kwargs)
 
     def forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         on = [
@@ -175,6 +201,9 @@ class Port:
             for a in self.edits
             if (c := a.ctx) is not None and a.placed.owner in c.active and a.placed.owner not in c.folded
         ]
+        unfolded = bool(self.kept) and any(c.unfolded for a in self.edits if (c := a.ctx) is not None)
+        if unfolded:
+            original = self.unmerged
         if not on:
             return original(*args, **kwargs)
         if (y := _factored(self.module, on, original, args, kwargs)) is not None:
@@ -183,7 +212,7 @@ class Port:
         if whole:  # the parameters change anyway: changes of the input are folded in too
             whole = [(a, c) for a, c in on if (_folds(a) or _turns_input(a)) and a.placed.owner not in c.rows]
         if whole:
-            now = dict(self.module.named_parameters(recurse=False))
+            now = self.own(unfolded)
             for at, ctx in whole:
                 now = at.part.parameters(at, self.module, now, ctx)  # type: ignore[attr-defined]
             y = call_with(self.module, now, args, kwargs)
@@ -199,9 +228,8 @@ class Port:
                 continue
             if _folds(at) or _turns_input(at):
                 if at.placed.owner in ctx.rows:  # only some rows see other weights: both are computed
-                    now = at.part.parameters(
-                        at, self.module, dict(self.module.named_parameters(recurse=False)), ctx
-                    )  # type: ignore[attr-defined]
+                    self.belongs_to_rows(at)
+                    now = at.part.parameters(at, self.module, self.own(unfolded), ctx)  # type: ignore[attr-defined]
                     y = at.blend(call_with(self.module, now, args, kwargs), y, ctx)
             else:
                 y = _shortcut(at, ctx, args[0] if args else next(iter(kwargs.values())), y)

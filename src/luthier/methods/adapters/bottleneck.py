@@ -2,7 +2,8 @@
 
 h <- h + s * up(act(down(z)))    down: (width, d_in)  up: (d_out, width)  biases: (width,), (d_out,)
 Sequential (Houlsby et al. 2019; Pfeiffer et al. 2021): z is the sub-layer's output h; parallel: z is the sub-layer's input x.
-Trained per site: width * (d_in + d_out) + width + d_out. Step 0 is the base (up = 0). Not a weight change: it cannot merge.
+trained: 2 * width * out + width + out per site
+Step 0 is the base (up = 0). Not a weight change: it cannot merge.
 
 Differs: no layer norm inside the adapter, as in S202; `mix_and_match` takes the prefix without its MLP unless asked for.
 """

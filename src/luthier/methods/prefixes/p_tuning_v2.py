@@ -1,7 +1,8 @@
 """P-Tuning v2 / prefix tuning: keys and values of its own in every layer (Liu et al. 2022, "P-Tuning v2", S099; Li & Liang 2021).
 
 K_l, V_l: (heads, length, head_dim) in front of each layer's keys and values, never masked.
-Trained: 2 * layers * length * kv_heads * head_dim. Not an identity at step 0; not a weight change: it cannot merge.
+trained: 2 * length * heads * head_dim per site
+Not an identity at step 0; not a weight change: it cannot merge.
 
 reparameterise: prefix = tanh(E W1 + b1) W2 + b2 with E: (length, d), W1: (d, inner), W2: (inner, 2 * layers * kv width).
 
@@ -25,7 +26,10 @@ from luthier.host.places import AttentionEdit
 
 @register("mlp_prefix")
 class MLPPrefix(Source):
-    """All layers' keys and values from one embedding of the prefix, through Linear-Tanh-Linear."""
+    """All layers' keys and values from one embedding of the prefix, through Linear-Tanh-Linear; d: heads * head_dim.
+
+    trained: length * d + (d + 1) * inner + (inner + 1) * 2 * sites * d
+    """
 
     inner: PositiveInt = 128  # width of the hidden layer
 

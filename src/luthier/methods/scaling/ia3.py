@@ -15,7 +15,10 @@ from luthier.host.places import WeightEdit
 
 @method("scaled_outputs", targets="*attention.key | *attention.value", rate=2e-2, identity_start=True)
 class ScaledOutputs(WeightEdit):
-    """y <- l * y: the rows of the weight and the bias are scaled."""
+    """y <- l * y: the rows of the weight and the bias are scaled.
+
+    trained: out per site
+    """
 
     def tensors(self, site, layout):
         return {"l": Spec((site.out_features,), ones)}
@@ -32,7 +35,10 @@ class ScaledOutputs(WeightEdit):
 
 @method("scaled_inputs", targets="mlp.down", rate=2e-2, identity_start=True)
 class ScaledInputs(WeightEdit):
-    """x <- l * x: the columns of the weight are scaled."""
+    """x <- l * x: the columns of the weight are scaled.
+
+    trained: in per site
+    """
 
     def tensors(self, site, layout):
         return {"l": Spec((site.in_features,), ones)}

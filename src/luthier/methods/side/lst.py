@@ -1,7 +1,8 @@
 """LST: a slim transformer beside the frozen blocks reads their outputs (Sung et al. 2022, "LST: Ladder Side-Tuning", S200).
 
 s_0 = W_0 h_0;  s_i = layer_i(mu_i W_i h_i + (1 - mu_i) s_{i-1}),  mu_i = sigmoid(alpha_i / 0.1);  out = up(s_L)
-W_i: (width / reduction, width)  alpha: (blocks,)  up: (width, width / reduction)    trained: these and the narrow layers
+W_i: (width / reduction, width)  alpha: (blocks,)  up: (width, width / reduction)
+trained: (blocks + 2) * width * (width // reduction) + blocks, and the narrow layers
 No gradient enters the backbone, so its activations are not kept and its outputs may come from the prefix cache.
 Layers start as the backbone's own blocks, structurally pruned by magnitude (whole heads, largest hidden units).
 Not an identity at step 0; not a weight change: it cannot merge. Encoder-decoders get a ladder for each half.
@@ -19,6 +20,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from luthier.errors import OptionError
+from luthier.host.applicable import Reason, because
 from luthier.host.part import method
 from luthier.host.places import Stack
 from luthier.starts.narrow import Sizes, largest, narrow, redraw
@@ -60,8 +62,11 @@ class LST(Stack):
     def ladder(self, base: Any, structure, tower, rng) -> Ladder:
         first = next((s for s in structure.sites if s.role == "attention" and s.tower == tower.name), None)
         if first is None or not first.head_dim:
-            raise OptionError(
-                f"lst: the blocks of {structure.model} are not attention blocks; the side layers are cut from those."
+            raise because(
+                OptionError(
+                    f"lst: the blocks of {structure.model} are not attention blocks; the side layers are cut from those."
+                ),
+                Reason.NO_ATTENTION_BLOCKS,
             )
         query = structure.partner(first, "attention.query")
         heads = query.out_features // first.head_dim if query is not None else first.heads

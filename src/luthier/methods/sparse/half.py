@@ -2,7 +2,7 @@
 
 Of each block's attention matrices and of its feed-forward matrices a random half trains, by kind; the others keep the last
 stage's values, and the next stage draws again. Where a kind has an odd number, blocks and stages alternate.
-W: (out, in) for each matrix that has trained so far    trained at a time: half of the blocks' matrices
+W: (out, in) for each matrix that has trained so far    trained: in * out per matrix of the stage's half
 Step 0 is the base; merging writes the values. fraction=1 is full tuning of the blocks' matrices.
 
 Differs: embeddings and norms stay frozen (the paper's page leaves them open); a file holds what ever trained.

@@ -1,9 +1,9 @@
 """Subsets of a model's own parameters, trained as values beside them: full tuning, BitFit, norms, the last blocks.
 
 full        every parameter (embeddings included)                                       trained: all
-bitfit      every bias (Ben Zaken et al. 2022, "BitFit")                                trained: the biases
-layer_norm  weights and biases of every norm (Qi et al. 2022; Zhao et al. 2024)         trained: 2 * width per norm
-last_layers every parameter of the last k blocks                                        trained: theirs
+bitfit      every bias (Ben Zaken et al. 2022, "BitFit")                                trained: biases
+layer_norm  weights and biases of every norm (Qi et al. 2022; Zhao et al. 2024)         trained: norms (width each, 2 * width with a bias)
+last_layers every parameter of the last k blocks                                        trained: top(layers)
 Values train beside the base's own and start as copies of them; decay touches nothing else. A file holds only what trains.
 Step 0 is the base; merging writes the values. "Every" means every one that the task's loss reaches.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 from pydantic import PositiveInt
 
 from luthier.errors import SiteError
+from luthier.host.applicable import Reason, because
 from luthier.host.part import Spec, Start, method, register
 from luthier.host.places import Subset
 
@@ -40,8 +41,11 @@ class Full(Subset):
             if s.rows is None and any(self.trains(n) for n, _ in s.parameters)
         ]
         if not chosen:
-            raise SiteError(
-                f"{self.name}: no module among {self.targets!r} of {structure.model} has such parameters. Choose another method."
+            raise because(
+                SiteError(
+                    f"{self.name}: no module among {self.targets!r} of {structure.model} has such parameters. Choose another method."
+                ),
+                Reason.NO_PARAMETER,
             )
         return chosen
 

@@ -50,7 +50,7 @@ def prefix_attention(run: Any) -> None:
     import luthier as lt
     from luthier.host import Adaptation, Adapted
 
-    model: Any = lt.load("builtin:minilm", device="cpu")
+    model = run.model("minilm")
     adapted: Any = Adapted(model.base)
     adapted.attach("main", Adaptation.new(lt.methods.PTuningV2(length=7), model.base, seed=1))
     seen: dict[tuple[int, str], torch.Tensor] = {}
@@ -103,7 +103,7 @@ def lora_as_an_adapter(run: Any) -> None:
     class Parallel(lt.methods.ParallelAdapter):
         reads = "attention.query"  # its input is the value's too
 
-    model: Any = lt.load("builtin:minilm", device="cpu")
+    model = run.model("minilm")
     adapted: Any = Adapted(model.base)
     lora = Adaptation.new(lt.methods.LoRA(rank=rank, alpha=2 * rank, targets=where), model.base)
     adapter = Adaptation.new(Parallel(width=rank, scale=2.0, activation="none", targets=where), model.base)
@@ -135,8 +135,8 @@ def lora_as_an_adapter(run: Any) -> None:
 @CHECK.measures("parallel")
 def placement(run: Any) -> None:
     import luthier as lt
+    from luthier.models.testbeds.tasks import as_text2text
 
-    task: Any = lt.data
-    model, data = lt.load("builtin:t5", device="cpu"), task("builtin:TASK")
+    model, data = run.model("t5"), as_text2text(run.data("departments"))
     arms = {"parallel_adapter": lt.methods.ParallelAdapter(width=16), "adapter": lt.methods.Adapter(width=16)}
-    run.compare("parallel", model, data, arms, seeds=range(5))
+    run.compare("parallel", model, data, arms, seeds=range(5), steps=200, batch_size=16, max_new_tokens=8)

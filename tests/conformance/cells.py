@@ -1,0 +1,203 @@
+"""Cells of the suite: every registered method, with options small enough for these models, on every architecture.
+
+A method joins by being registered. Its integer options above 4 become 4 where the method accepts that; each yes-or-no option
+also makes a variant of its own, `name+option`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier import methods
+from luthier.errors import LuthierError
+from luthier.host import Adaptation, Adapted, Part
+from luthier.host.applicable import Ability, Reason, why_not
+from luthier.host.probe import reached
+from luthier.host.sites import Structure
+from luthier.host.structure import structure_of
+from luthier.methods.low_rank.lora import LoRA
+from luthier.train.batches import Batches, Encoded
+from luthier.train.run import Recipe, Run, share_out
+from luthier.train.snapshot import own_randomness
+from tests.host import bed
+
+SMALL = 4
+ARCHITECTURES = tuple(bed.BASES)
+
+
+def small(kind: type) -> Part:
+    """The method with its integer options at most SMALL; one that does not allow that keeps its default."""
+    chosen: dict[str, int] = {}
+    for f in dataclasses.fields(kind):
+        if type(f.default) is int and f.default > SMALL:
+            try:
+                kind(**chosen, **{f.name: SMALL})
+            except (LuthierError, ValueError):
+                continue
+            chosen[f.name] = SMALL
+    return kind(**chosen)
+
+
+def variants(kind: type) -> dict[str, Part]:
+    """The method itself, and once more for each of its yes-or-no options turned over."""
+    made = small(kind)
+    found = {kind.name: made}  # type: ignore[attr-defined]
+    for f in dataclasses.fields(kind):
+        if type(f.default) is bool:
+            found[f"{kind.name}+{f.name}={str(not f.default).lower()}"] = dataclasses.replace(  # type: ignore[attr-defined]
+                made, **{f.name: not f.default}
+            )
+    return found
+
+
+@cache
+def parts() -> dict[str, Part]:
+    """Every method of luthier.methods by name; output heads are parts of others."""
+    found: dict[str, Part] = {}
+    for name, entry in sorted(methods.entries().items()):
+        if entry["place"] != "output":
+            found |= variants(methods.get(name))
+    return found
+
+
+@cache
+def prototype(architecture: str) -> nn.Module:
+    return bed.base(architecture)
+
+
+class Squares:
+    """An objective that any output has: squares of what is not padding."""
+
+    def mean(self, out: Any, batch: Any) -> Tensor:
+        y = (out.logits if out.logits is not None else out.hidden).float()
+        return (y - torch.cos(torch.arange(y.numel()).view(y.shape) * 0.7)).pow(2).mean()
+
+    def normaliser(self, batch: Any) -> float:
+        return 1.0
+
+
+def stacked(rows: list[dict[str, Tensor]], **_: Any) -> dict[str, Tensor]:
+    return {k: torch.stack([r[k] for r in rows]) for k in rows[0]}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one architecture. Everything that it gives is fresh: a property may do with it what it likes."""
+
+    method: str
+    architecture: str
+    own: Part | None = None
+    """Instead of the registered method's part."""
+
+    def __str__(self) -> str:
+        return f"{self.method}-{self.architecture}"
+
+    @property
+    def part(self) -> Part:
+        return self.own if self.own is not None else parts()[self.method]
+
+    @property
+    def structure(self) -> Structure:
+        return structure_of(prototype(self.architecture))
+
+    def base(self) -> nn.Module:
+        """A copy of the architecture's one random model."""
+        return copy.deepcopy(prototype(self.architecture))
+
+    def batch(self, **options: Any) -> dict[str, Tensor]:
+        return bed.batch(self.architecture, **options)
+
+    def why_not(self, ability: Ability = Ability.ATTACH) -> Reason | None:
+        """The host's reason, if any."""
+        return _why_not(self, ability)
+
+    def new(self, base: nn.Module, seed: int = 0) -> Adaptation:
+        """The adaptation as its plan's first phase finds it."""
+        return copy.deepcopy(_begun(self, seed))
+
+    def shaken(self, base: nn.Module, seed: int = 0, amount: float = 0.2) -> Adaptation:
+        """The same with every trained tensor moved away from its start."""
+        return bed.shaken(self.new(base, seed), amount, seed + 2)
+
+    def adapted(self, shake: bool = True, seed: int = 0) -> Adapted:
+        """A base with the adaptation attached as "main"."""
+        model = Adapted(self.base())
+        model.attach("main", self.shaken(model.base, seed) if shake else self.new(model.base, seed))
+        return model
+
+    def partner(self, base: nn.Module, seed: int = 9) -> Adaptation:
+        """An adaptation of another method that this architecture carries everywhere: a low-rank update."""
+        roles = {s.role for s in self.structure.sites}
+        where = next(r for r in ("mlp.up", "ssm.in", "linear") if r in roles)
+        return bed.shaken(Adaptation.new(LoRA(rank=2, targets=where), base), 0.2, seed)
+
+    def result(self, model: Adapted, x: dict[str, Any]) -> Tensor:
+        return bed.result(model, x)
+
+    def run(self, model: Adapted | None = None, seed: int = 0) -> Run:
+        """A run of the method's whole plan, two steps or more in every phase."""
+        if model is None:
+            model = Adapted(self.base())
+            model.attach("main", copy.deepcopy(_fresh(self, seed)))
+        x = self.batch(rows=8, seed=5)
+        rows = [{k: v[i] for k, v in x.items()} for i in range(8)]
+        import numpy as np
+
+        data = Encoded(rows, None, stacked, np.zeros(8, dtype=np.int64))
+        phases = self.part.phases()
+        steps = next(n for n in range(1, 100) if min(share_out(phases, n)) >= 2)
+        return Run(
+            model,
+            phases,
+            Batches({"train": data}, batch_size=4, seed=seed),
+            Squares(),
+            Recipe(steps, seed=seed),
+        )  # type: ignore[arg-type]
+
+
+@cache
+def _why_not(cell: Cell, ability: Ability) -> Reason | None:
+    whole = ability is Ability.ATTACH  # what attaches is probed once
+    return why_not(cell.part, cell.base(), ability, cell.batch() if whole else None)
+
+
+@cache
+def _fresh(cell: Cell, seed: int) -> Adaptation:
+    """As made: what the loss reaches is found where the method asks for "everything"."""
+    base, found = cell.base(), None
+    if any(p.wherever for p in cell.part.parts()):
+        model = Adapted(base)
+        found = reached(base, lambda: bed.result(model, cell.batch()).float().pow(2).mean())
+    return Adaptation.new(cell.part, base, seed=seed, reached=found)
+
+
+@cache
+def _begun(cell: Cell, seed: int) -> Adaptation:
+    """As the first phase of its plan leaves it before its first step: plans may choose there what trains."""
+    made = copy.deepcopy(_fresh(cell, seed))
+    if cell.part.phases()[0].enter is not None:
+        model = Adapted(cell.base())
+        model.attach("main", made)
+        with own_randomness(seed):
+            cell.run(model, seed).enter()
+        model.detach()
+    return made.requires_grad_(False) if not made.trainable() else _free(made)
+
+
+def _free(made: Adaptation) -> Adaptation:
+    """What trains asks for gradients, as in a run."""
+    made.requires_grad_(False)
+    for p in made.trainable().values():
+        p.requires_grad_(True)
+    return made
+
+
+def all_cells() -> list[Cell]:
+    return [Cell(m, a) for m in parts() for a in ARCHITECTURES]
