@@ -1,0 +1,69 @@
+"""The loop that pretrains a testbed: AdamW, a warm-up and a cosine, clipped gradients, one page."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from luthier.models.testbeds.recipe import Recipe
+
+LAST = 0.05
+"""The learning rate's share that is left at the end."""
+
+
+def share(step: int, steps: int, warmup: float) -> float:
+    """The share of the highest learning rate at a step, counted from 0."""
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return LAST + (1 - LAST) * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def pretrain(
+    recipe: Recipe,
+    steps: int | None = None,
+    *,
+    told: Callable[[int, int, float, nn.Module], None] = lambda step, steps, loss, model: None,
+) -> tuple[Any, float]:
+    """The trained model in evaluation mode, and the seconds that it took.
+
+    told: called after every step with its number, the number of steps, the loss and the model. Matrix products
+    run in bfloat16 where the processor has it, everything else in float32; the same recipe gives the same
+    weights on the same machine with as many threads.
+    """
+    steps = steps or recipe.steps
+    torch.manual_seed(recipe.seed)
+    torch.set_flush_denormal(True)
+    model = recipe.module.model(recipe)
+    model.train()
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim < 2]
+    optimiser = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        lr=recipe.rate,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+    begun = time.monotonic()
+    batches = recipe.module.batches(recipe)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.rate * share(step, steps, recipe.warmup)
+        parts = next(batches)
+        total = 0.0
+        for part in parts:
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(**part).loss / len(parts)
+            loss.backward()
+            total += loss.item()
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimiser.step()
+        optimiser.zero_grad()
+        told(step + 1, steps, total, model)
+    model.eval()
+    return model, time.monotonic() - begun
