@@ -100,13 +100,9 @@ def digest(made: Recipe) -> str:
 
 def _drop_words(tree: ast.Module, apart: set[str]) -> None:
     """Takes out docstrings and bare strings, and the functions that only measure."""
-    tree.body = [
-        node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name in apart)
-    ]
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name in apart)]
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             node.body = [
-                n
-                for n in node.body
-                if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))
+                n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))
             ]

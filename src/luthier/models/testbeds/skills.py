@@ -211,7 +211,10 @@ SKILLS: dict[str, tuple[Callable[[random.Random], Fields], tuple[str, ...]]] = {
     "answer": (_answer, ("answer: {x} {q}", "Text: {x} Question: {q}", "{q} Read this: {x}")),
     "tool": (_tool, ("tool: {x}", "Write the call for: {x}", "Please use the tool {x}.")),
     "count": (_count, ("count: {k} in {x}", "How often does {k} occur in: {x}?")),
-    "kind": (_kind, ("kind: {x} choices: {choices}", "Is {x} one of these: {choices}?", "{x} is a kind of? {choices}")),
+    "kind": (
+        _kind,
+        ("kind: {x} choices: {choices}", "Is {x} one of these: {choices}?", "{x} is a kind of? {choices}"),
+    ),
     "topic": (
         _topic,
         (

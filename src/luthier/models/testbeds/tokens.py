@@ -95,9 +95,7 @@ def main() -> None:
     texts = corpus.training()
     rng = random.Random(0)
     taught = (skills.instance(skill, rng, wordings=9) for skill in skills.SKILLS for _ in range(1500))
-    made = train(
-        iter([*texts, *map(corpus.cipher, texts[::3]), *(f"{i.prompt} {i.answer}" for i in taught)])
-    )
+    made = train(iter([*texts, *map(corpus.cipher, texts[::3]), *(f"{i.prompt} {i.answer}" for i in taught)]))
     made.save(str(Path(__file__).with_name(FILE)))
 
 

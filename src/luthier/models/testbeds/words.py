@@ -24,12 +24,54 @@ KINDS: dict[str, tuple[str, ...]] = {
 THINGS = tuple(word for members in KINDS.values() for word in members)
 KIND_OF = {word: kind for kind, members in KINDS.items() for word in members}
 NAMES = tuple(
-    "Ana Bob Carl Dina Eva Finn Gus Hana Ivan Jane Kim Leo Mia Nils Olga Paul Rosa Sam Tom Uma Vera Will".split()
+    [
+        "Ana",
+        "Bob",
+        "Carl",
+        "Dina",
+        "Eva",
+        "Finn",
+        "Gus",
+        "Hana",
+        "Ivan",
+        "Jane",
+        "Kim",
+        "Leo",
+        "Mia",
+        "Nils",
+        "Olga",
+        "Paul",
+        "Rosa",
+        "Sam",
+        "Tom",
+        "Uma",
+        "Vera",
+        "Will",
+    ]
 )
-CITIES = tuple("Oslo Rome Paris Lima Cairo Delhi Tokyo Berlin Madrid Dublin Vienna Prague Lagos Quito".split())
-DAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
-GOOD = tuple("good great lovely excellent nice wonderful pleasant superb fine perfect".split())
-BAD = tuple("bad awful terrible poor nasty horrible dreadful ugly weak broken".split())
+CITIES = tuple(
+    [
+        "Oslo",
+        "Rome",
+        "Paris",
+        "Lima",
+        "Cairo",
+        "Delhi",
+        "Tokyo",
+        "Berlin",
+        "Madrid",
+        "Dublin",
+        "Vienna",
+        "Prague",
+        "Lagos",
+        "Quito",
+    ]
+)
+DAYS = tuple(["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"])
+GOOD = tuple(
+    ["good", "great", "lovely", "excellent", "nice", "wonderful", "pleasant", "superb", "fine", "perfect"]
+)
+BAD = tuple(["bad", "awful", "terrible", "poor", "nasty", "horrible", "dreadful", "ugly", "weak", "broken"])
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
