@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from luthier import __version__
-from luthier.cli import evaluate, fit, methods, predict, sites
+from luthier.cli import evaluate, fit, methods, predict, sites, testbed
 from luthier.errors import LuthierError
 
 HELP = (
@@ -47,6 +47,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("methods")(methods.methods)
 app.command("sites")(sites.sites)
+app.add_typer(testbed.app, name="testbed")
 
 
 def _add_rooms() -> None:

@@ -21,6 +21,11 @@ BUILTIN: dict[str, str] = {
     "pydocs": "4,079 one-line summaries of Python's standard library -> the topic of their module (12)",
     "papers": "the mechanisms of 374 papers -> their family (15)",
     "digits": "1,797 images of handwritten digits, 8 x 8 -> the digit (10), from scikit-learn",
+    "order-a": "3 or 4 words -> the first put last (text to text, for a decoder)",
+    "order-b": "3 or 4 words -> the first and the last exchanged (text to text, for a decoder)",
+    "order-c": "3 or 4 words -> the first two exchanged (text to text, for a decoder)",
+    "departments": "1,800 generated sentences about things -> the department of a shop (4)",
+    "verdicts": "1,800 generated sentences -> praise, blame or neither (3)",
 }
 """Name -> what it is, in one line."""
 
@@ -37,7 +42,15 @@ def builtin(name: str) -> Data:
         raise DataError(
             f"No embedded data is called {name!r}. {hint}There are: {', '.join(PREFIX + n for n in BUILTIN)}"
         )
-    return {"pydocs": _pydocs, "papers": _papers, "digits": _digits}[short]()
+    read = {"pydocs": _pydocs, "papers": _papers, "digits": _digits}
+    return read[short]() if short in read else _generated(short)
+
+
+def _generated(name: str) -> Data:
+    """A task for the testbeds, which know its words but were not pretrained on it."""
+    from luthier.models.testbeds import tasks
+
+    return tasks.data(name)
 
 
 def _pydocs() -> Data:

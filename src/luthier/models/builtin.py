@@ -1,4 +1,5 @@
-"""Models that come with the installation: real weights from a package, verified byte by byte before use."""
+"""Models that come with the installation: real weights, of a package or of our testbeds, verified byte by byte
+before use."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.errors import ModelError
+from luthier.models.testbeds import card
+from luthier.models.testbeds.recipe import MODULES
 
 PREFIX = "builtin:"
 
@@ -54,12 +57,15 @@ def locate(name: str) -> Path:
     ModelError for an unknown name, a package that is not installed, and a file that is missing or differs.
     """
     name = name.removeprefix(PREFIX)
+    if name in MODULES and (card.FOLDER / name).is_dir():
+        return _testbed(name)
     if name not in BUILTINS:
         from luthier.host.options import did_you_mean
 
+        there = names()
         raise ModelError(
-            f"No builtin model is called {name[:60]!r}.{did_you_mean(name, BUILTINS)} There are: "
-            f"{', '.join(BUILTINS)}."
+            f"No builtin model is called {name[:60]!r}.{did_you_mean(name, there)} There are: "
+            f"{', '.join(there)}."
         )
     known = BUILTINS[name]
     again = f"Install it again: pip install --force-reinstall {known.distribution}=={known.version}"
@@ -82,7 +88,28 @@ def locate(name: str) -> Path:
     return folder
 
 
+def names() -> list[str]:
+    """What `builtin:` offers."""
+    return [*BUILTINS, *(name for name in MODULES if (card.FOLDER / name).is_dir())]
+
+
+def _testbed(name: str) -> Path:
+    """The folder of a testbed, its small files verified against its card."""
+    folder = card.FOLDER / name
+    for file, expected in card.read(folder).files.items():
+        path = folder / file
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            raise ModelError(
+                f"{PREFIX}{name} lacks {file!r} or has another than its card says. Install luthier again, or build "
+                f"it: luthier testbed build {name}"
+            )
+    return folder
+
+
 def expected_weights(name: str) -> dict[str, str]:
     """{file: sha256} of the weights of `builtin:name`, checked on the very bytes that are loaded."""
-    files = BUILTINS[name.removeprefix(PREFIX)].files
+    name = name.removeprefix(PREFIX)
+    if name not in BUILTINS:
+        return {card.WEIGHTS: card.read(card.FOLDER / name).sha256}
+    files = BUILTINS[name].files
     return {file: digest for file, digest in files.items() if file.endswith(".safetensors")}

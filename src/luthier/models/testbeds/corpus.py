@@ -126,10 +126,10 @@ def _of_file(path: Path) -> Iterator[str]:
         return
     if OWN_NOTICE.search(source):
         return
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if doc := ast.get_docstring(node):
-                yield from _paragraphs(doc)
+        if isinstance(node, documented) and (doc := ast.get_docstring(node)):
+            yield from _paragraphs(doc)
     if path.parent.name == "pydoc_data":
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) > 200:

@@ -35,7 +35,7 @@ RECIPES = {
             "tie_word_embeddings": True,
             **NAMED,
         },
-        steps=8000,
+        steps=6500,
         batch=8,
         length=128,
         rate=2.5e-3,

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import random
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 KINDS: dict[str, tuple[str, ...]] = {
-    kind: tuple(members.split())
+    kind: _words(members)
     for kind, members in {
         "animal": "tiger horse rabbit eagle salmon spider monkey goat whale fox wolf hen",
         "food": "bread cheese rice soup apple carrot honey cake egg bean pasta onion",
@@ -23,55 +28,13 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 THINGS = tuple(word for members in KINDS.values() for word in members)
 KIND_OF = {word: kind for kind, members in KINDS.items() for word in members}
-NAMES = tuple(
-    [
-        "Ana",
-        "Bob",
-        "Carl",
-        "Dina",
-        "Eva",
-        "Finn",
-        "Gus",
-        "Hana",
-        "Ivan",
-        "Jane",
-        "Kim",
-        "Leo",
-        "Mia",
-        "Nils",
-        "Olga",
-        "Paul",
-        "Rosa",
-        "Sam",
-        "Tom",
-        "Uma",
-        "Vera",
-        "Will",
-    ]
+NAMES = _words(
+    "Ana Bob Carl Dina Eva Finn Gus Hana Ivan Jane Kim Leo Mia Nils Olga Paul Rosa Sam Tom Uma Vera Will"
 )
-CITIES = tuple(
-    [
-        "Oslo",
-        "Rome",
-        "Paris",
-        "Lima",
-        "Cairo",
-        "Delhi",
-        "Tokyo",
-        "Berlin",
-        "Madrid",
-        "Dublin",
-        "Vienna",
-        "Prague",
-        "Lagos",
-        "Quito",
-    ]
-)
-DAYS = tuple(["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"])
-GOOD = tuple(
-    ["good", "great", "lovely", "excellent", "nice", "wonderful", "pleasant", "superb", "fine", "perfect"]
-)
-BAD = tuple(["bad", "awful", "terrible", "poor", "nasty", "horrible", "dreadful", "ugly", "weak", "broken"])
+CITIES = _words("Oslo Rome Paris Lima Cairo Delhi Tokyo Berlin Madrid Dublin Vienna Prague Lagos Quito")
+DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+GOOD = _words("good great lovely excellent nice wonderful pleasant superb fine perfect")
+BAD = _words("bad awful terrible poor nasty horrible dreadful ugly weak broken")
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
