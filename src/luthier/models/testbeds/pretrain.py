@@ -24,6 +24,11 @@ def share(step: int, steps: int, warmup: float) -> float:
     return LAST + (1 - LAST) * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
+def size(tensor: torch.Tensor) -> float:
+    """A tensor's root mean square, or a thousandth where that is less (as Adafactor; Shazeer and Stern, 2018)."""
+    return max(1e-3, float(tensor.detach().norm()) / math.sqrt(tensor.numel()))
+
+
 def pretrain(
     recipe: Recipe,
     steps: int | None = None,
@@ -41,10 +46,9 @@ def pretrain(
     torch.set_flush_denormal(True)
     model = recipe.module.model(recipe)
     model.train()
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim < 2]
+    named = list(model.parameters())
     optimiser = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        [{"params": [p], "weight_decay": recipe.weight_decay if p.ndim > 1 else 0.0} for p in named],
         lr=recipe.rate,
         betas=(0.9, 0.98),
         fused=True,
@@ -52,8 +56,9 @@ def pretrain(
     begun = time.monotonic()
     batches = recipe.module.batches(recipe)
     for step in range(steps):
+        rate = recipe.rate * share(step, steps, recipe.warmup)
         for group in optimiser.param_groups:
-            group["lr"] = recipe.rate * share(step, steps, recipe.warmup)
+            group["lr"] = rate * (size(group["params"][0]) if recipe.relative else 1.0)
         parts = next(batches)
         total = 0.0
         for part in parts:

@@ -39,7 +39,7 @@ class Recipe:
 
     architecture is a class of Transformers and config the arguments of its configuration; rate is AdamW's
     highest learning rate, reached after the share `warmup` of the steps and then lowered on a cosine to a
-    twentieth; mix says how much of what is in a batch, in the module's own words; sources are the modules of
+    twentieth, and where `relative` is set a share of each tensor's own root mean square; mix says how much of what is in a batch, in the module's own words; sources are the modules of
     this room, besides the recipe's own, that decide which batches there are.
     """
 
@@ -58,6 +58,7 @@ class Recipe:
     weight_decay: float = 0.05
     clip: float = 1.0
     seed: int = 0
+    relative: bool = False
     kind: str = field(default="decoder")
 
     @property
