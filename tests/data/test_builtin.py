@@ -211,9 +211,10 @@ def test_pydocs_is_learnable_but_not_from_the_majority(load):
 
 def test_an_unknown_name_lists_what_there_is(load):
     from luthier.data.builtin import BUILTIN, builtin
+    from luthier.models.testbeds.tasks import TASKS
 
     assert (
-        set(BUILTIN) == {"pydocs", "papers", "digits"}
+        set(BUILTIN) == {"pydocs", "papers", "digits", *TASKS}
         and load("builtin:pydocs").digest == load("pydocs").digest
     )
     with pytest.raises(DataError, match=r"builtin:pydocs.*builtin:papers.*builtin:digits"):

@@ -173,7 +173,9 @@ def test_the_cipher_is_undone(text):
 
 def test_the_cipher_moves_words_and_letters_inside_a_sentence():
     said = "Return the list, sorted by key. Or not?"
-    assert corpus.cipher(said) == "axi wi eydoxt, uneo obx Dxofdc. cyo Yd?".replace("axi wi eydoxt", corpus.cipher("sorted by key"))
+    assert corpus.cipher(said) == "axi wi eydoxt, uneo obx Dxofdc. cyo Yd?".replace(
+        "axi wi eydoxt", corpus.cipher("sorted by key")
+    )
     assert sorted(corpus.PERMUTED) == sorted("abcdefghijklmnopqrstuvwxyz")
 
 

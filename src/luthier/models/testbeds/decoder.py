@@ -1,7 +1,6 @@
 """Decoders that write: a Llama with grouped heads and a GPT-2 with fused projections.
 
-They read documentation and skills in turn, one behind the other in rows of equal length. Of a skill only the
-answer is learned; it stands as `TextPreprocess` writes it for adapting: <s> prompt, a line break, answer </s>.
+They read documentation and skills, which weigh alike. Of a skill only the answer is learned; it stands as `TextPreprocess` writes it for adapting: <s> prompt, a line break, answer </s>.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ from luthier.models.testbeds.recipe import Figures, Recipe
 from luthier.models.testbeds.texts import IGNORED, transformers_model, write_tokenizer
 
 NAMED = {"pad_token_id": tokens.PAD, "bos_token_id": tokens.BEGIN, "eos_token_id": tokens.END}
+SHORT = ("copy", "reverse", "last", "sort", "add")
+LONG = ("lookup", "answer", "tool")
 CORPUS = "the standard library's documentation; generated skills"
 
 RECIPES = {
@@ -35,14 +36,14 @@ RECIPES = {
             "tie_word_embeddings": True,
             **NAMED,
         },
-        steps=6000,
-        batch=8,
+        steps=4600,
+        batch=4,
         length=128,
         rate=2e-2,
         relative=True,
         warmup=0.04,
         corpus=CORPUS,
-        mix={"skills": 0.6},
+        mix={"short": 0.5, "short rows": 32, "long rows": 14},
     ),
     "gpt2": Recipe(
         name="gpt2",
@@ -60,11 +61,13 @@ RECIPES = {
             **NAMED,
         },
         steps=6000,
-        batch=8,
+        batch=4,
         length=128,
-        rate=2e-3,
+        rate=2e-2,
+        relative=True,
+        warmup=0.04,
         corpus=CORPUS,
-        mix={"skills": 0.6},
+        mix={"short": 0.5, "short rows": 32, "long rows": 14},
     ),
 }
 
@@ -72,41 +75,34 @@ model = transformers_model
 write_files = write_tokenizer
 
 
-def items(recipe: Recipe, rng: random.Random) -> Iterator[tuple[list[int], list[int]]]:
-    """Endless (ids, labels): paragraphs, and instances of the skills that decoders are taught."""
+def batches(recipe: Recipe) -> Iterator[list[dict[str, torch.Tensor]]]:
+    """A part of documentation, rows of `length` tokens filled without padding, a paragraph going on in the next
+    row; and a part of skills, one instance a row, either the short ones or the long ones."""
+    rng = random.Random(recipe.seed)
     paragraphs = texts.documentation()
     between = texts.ids("\n")
-    while True:
-        if rng.random() < recipe.mix["skills"]:
-            made = skills.instance(rng.choice(skills.DECODER), rng)
-            front = [tokens.BEGIN, *texts.ids(made.prompt), *between]
-            goal = [*texts.ids(made.answer), tokens.END]
-            yield front + goal, [IGNORED] * len(front) + goal
-        else:
-            whole = [tokens.BEGIN, *rng.choice(paragraphs)[: recipe.length - 2], tokens.END]
-            yield whole, whole
-
-
-def batches(recipe: Recipe) -> Iterator[list[dict[str, torch.Tensor]]]:
-    """Rows of `length` tokens (batch, length), filled without padding; an item may go on in the next row."""
-    rng = random.Random(recipe.seed)
-    stream = items(recipe, rng)
-    ids: list[int] = []
-    labels: list[int] = []
+    shape = (recipe.batch, recipe.length)
     size = recipe.batch * recipe.length
+    ids: list[int] = []
     while True:
         while len(ids) < size:
-            more, learned = next(stream)
-            ids += more
-            labels += learned
-        shape = (recipe.batch, recipe.length)
+            ids += [tokens.BEGIN, *rng.choice(paragraphs), tokens.END]
+        whole = torch.tensor(ids[:size]).view(shape)
+        del ids[:size]
+        short = rng.random() < recipe.mix["short"]
+        rows = []
+        for _ in range(int(recipe.mix["short rows" if short else "long rows"])):
+            made = skills.instance(rng.choice(SHORT if short else LONG), rng)
+            front = [tokens.BEGIN, *texts.ids(made.prompt), *between]
+            rows.append((front, [*texts.ids(made.answer), tokens.END]))
+        wide = max(len(front) + len(goal) for front, goal in rows)
+        fill = [wide - len(front) - len(goal) for front, goal in rows]
+        read = [front + goal + [tokens.PAD] * n for (front, goal), n in zip(rows, fill)]
+        learned = [[IGNORED] * len(front) + goal + [IGNORED] * n for (front, goal), n in zip(rows, fill)]
         yield [
-            {
-                "input_ids": torch.tensor(ids[:size]).view(shape),
-                "labels": torch.tensor(labels[:size]).view(shape),
-            }
+            {"input_ids": whole, "labels": whole},
+            {"input_ids": torch.tensor(read), "labels": torch.tensor(learned)},
         ]
-        del ids[:size], labels[:size]
 
 
 def measure(loaded: Any, quick: bool = False) -> Figures:

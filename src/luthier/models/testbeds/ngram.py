@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class Trigram:
@@ -16,12 +16,12 @@ class Trigram:
 
     def __init__(self, texts: Iterable[Sequence[int]], vocabulary: int, begin: int, end: int) -> None:
         self.vocabulary, self.begin, self.end = vocabulary, begin, end
-        whole: Counter[tuple[int, int, int]] = Counter()
+        whole: Counter[tuple[int, ...]] = Counter()
         for text in texts:
             row = (begin, begin, *text, end)
             whole.update(zip(row, row[1:], row[2:]))
         # Below the highest order a context counts once, however often it occurred.
-        pairs = Counter((b, c) for _, b, c in whole)
+        pairs: Counter[tuple[int, ...]] = Counter((b, c) for _, b, c in whole)
         singles = Counter(c for _, c in pairs)
         self.levels = [_Level(whole), _Level(pairs), _Level({(c,): n for c, n in singles.items()})]
 
@@ -56,7 +56,7 @@ class Trigram:
 class _Level:
     """The counts of one order, with one discount for all."""
 
-    def __init__(self, counts: dict[tuple[int, ...], int]) -> None:
+    def __init__(self, counts: Mapping[tuple[int, ...], int]) -> None:
         self.counts = counts
         self.totals: Counter[tuple[int, ...]] = Counter()
         self.kinds: Counter[tuple[int, ...]] = Counter()

@@ -13,7 +13,7 @@ its first rows on, so that `data.limit(train=32)` is a few-shot set.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from luthier.models.testbeds.words import BAD, CITIES, DAYS, GOOD, KINDS, NAMES,
 
 if TYPE_CHECKING:
     from luthier.data.split import Data, Split
+    from luthier.data.task import Task
 
 ROWS = {"train": 1200, "validation": 200, "test": 400}
 
@@ -85,7 +86,6 @@ def data(name: str) -> Data:
 
 
 def _order(name: str) -> Data:
-    from luthier.data.split import Data
     from luthier.data.task import Task
 
     rng = random.Random(name)
@@ -94,7 +94,7 @@ def _order(name: str) -> Data:
         words = different(rng, rng.randint(3, 4))
         rows[f"{name.replace('-', ' ')}: {' '.join(words)}"] = " ".join(ORDERS[name](words))
     task = Task(kind="text2text", modality="text", input="prompt", label="answer", metric="exact_match")
-    return Data(*_parts(list(rows.items())), task, f"builtin:{name}")
+    return _data(list(rows.items()), task, name)
 
 
 def _departments(rng: random.Random, label: int) -> str:
@@ -117,7 +117,6 @@ def _sentence(rng: random.Random, pattern: str, x: str, a: str = "") -> str:
 def _classified(
     name: str, labels: tuple[str, ...], question: str, make: Callable[[random.Random, int], str]
 ) -> Data:
-    from luthier.data.split import Data
     from luthier.data.task import Task
 
     rng = random.Random(name)
@@ -130,19 +129,21 @@ def _classified(
     task = Task(
         kind="classification", modality="text", labels=labels, input="text", label="label", metric="accuracy"
     )
-    return Data(*_parts(list(rows.items())), task, f"builtin:{name}")
+    return _data(list(rows.items()), task, name)
 
 
-def _parts(rows: list[tuple[str, str]] | list[tuple[str, int]]) -> list[Split]:
-    from luthier.data.split import Split
+def _data(rows: Sequence[tuple[str, str | int]], task: Task, name: str) -> Data:
+    """The first rows train, the next validate, the last test."""
+    from luthier.data.split import Data, Split
 
-    made, begin = [], 0
-    for number in ROWS.values():
+    parts: dict[str, Split] = {}
+    begin = 0
+    for part, number in ROWS.items():
         inputs, targets = zip(*rows[begin : begin + number])
-        whole = np.array(targets, dtype=np.int64) if isinstance(targets[0], int) else list(targets)
-        made.append(Split(list(inputs), whole))
+        whole = np.array(targets, dtype=np.int64) if task.kind == "classification" else list(targets)
+        parts[part] = Split(list(inputs), whole)
         begin += number
-    return made
+    return Data(parts["train"], parts["validation"], parts["test"], task, f"builtin:{name}")
 
 
 def as_text2text(data: Data) -> Data:
