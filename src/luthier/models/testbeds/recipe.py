@@ -94,16 +94,25 @@ def digest(made: Recipe) -> str:
     state = hashlib.sha256(json.dumps(asdict(made), sort_keys=True).encode())
     for module in ("pretrain", MODULES[made.name], *made.sources):
         tree = ast.parse(files(ROOM).joinpath(f"{module}.py").read_text("utf-8"))
-        _drop_words(tree, {"measure"} if module == MODULES[made.name] else set())
+        _drop_words(tree, {"measure", "RECIPES"} if module == MODULES[made.name] else set())
         state.update(ast.dump(tree).encode())
     return state.hexdigest()
 
 
 def _drop_words(tree: ast.Module, apart: set[str]) -> None:
-    """Takes out docstrings and bare strings, and the functions that only measure."""
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name in apart)]
+    """Takes out docstrings and bare strings, the functions that only measure, and the table of recipes, whose
+    values are hashed as they are."""
+    tree.body = [node for node in tree.body if not apart & set(_defines(node))]
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             node.body = [
                 n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))
             ]
+
+
+def _defines(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.FunctionDef):
+        return [node.name]
+    if isinstance(node, ast.Assign):
+        return [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return []
