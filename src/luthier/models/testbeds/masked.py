@@ -35,7 +35,7 @@ RECIPES = {
         warmup=0.06,
         corpus="the standard library's documentation",
         mix={"masked": 0.15},
-        sources=("corpus", "tokens"),
+        sources=("corpus", "tokens", "texts"),
         kind="encoder",
     ),
 }

@@ -53,7 +53,7 @@ class Recipe:
     rate: float
     corpus: str
     mix: Mapping[str, float]
-    sources: tuple[str, ...] = ("corpus", "tokens", "words", "skills")
+    sources: tuple[str, ...] = ("corpus", "tokens", "texts", "words", "skills")
     warmup: float = 0.02
     weight_decay: float = 0.05
     clip: float = 1.0
@@ -95,7 +95,7 @@ def digest(made: Recipe) -> str:
     for module in ("pretrain", MODULES[made.name], *made.sources):
         tree = ast.parse(files(ROOM).joinpath(f"{module}.py").read_text("utf-8"))
         _drop_words(tree, {"measure", "RECIPES"} if module == MODULES[made.name] else set())
-        state.update(ast.dump(tree).encode())
+        state.update(_shape(tree).encode())
     return state.hexdigest()
 
 
@@ -108,6 +108,16 @@ def _drop_words(tree: ast.Module, apart: set[str]) -> None:
             node.body = [
                 n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))
             ]
+
+
+def _shape(value: object) -> str:
+    """A syntax tree as text, without what is empty: later Pythons have more such fields."""
+    if isinstance(value, ast.AST):
+        kept = [(name, child) for name, child in ast.iter_fields(value) if child not in (None, [])]
+        return f"{type(value).__name__}({','.join(f'{name}={_shape(child)}' for name, child in kept)})"
+    if isinstance(value, list):
+        return f"[{','.join(map(_shape, value))}]"
+    return repr(value)
 
 
 def _defines(node: ast.stmt) -> list[str]:
