@@ -29,6 +29,23 @@ def size(tensor: torch.Tensor) -> float:
     return max(1e-3, float(tensor.detach().norm()) / math.sqrt(tensor.numel()))
 
 
+def _optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW, a group for each tensor; before it, where the recipe asks, Muon for the matrices inside the blocks
+    (Jordan, 2024)."""
+    embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    blocks = [p for p in model.parameters() if p.ndim == 2 and id(p) not in embedded and recipe.muon]
+    inside = {id(p) for p in blocks}
+    rest = [p for p in model.parameters() if id(p) not in inside]
+    groups = [{"params": [p], "weight_decay": recipe.weight_decay if p.ndim > 1 else 0.0} for p in rest]
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98), fused=True)
+    ]
+    if blocks:
+        decay = recipe.weight_decay
+        found.insert(0, torch.optim.Muon(blocks, lr=recipe.muon, momentum=0.95, weight_decay=decay))
+    return found
+
+
 def pretrain(
     recipe: Recipe,
     steps: int | None = None,
@@ -46,19 +63,17 @@ def pretrain(
     torch.set_flush_denormal(True)
     model = recipe.module.model(recipe)
     model.train()
-    named = list(model.parameters())
-    optimiser = torch.optim.AdamW(
-        [{"params": [p], "weight_decay": recipe.weight_decay if p.ndim > 1 else 0.0} for p in named],
-        lr=recipe.rate,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+    optimisers = [
+        (o, recipe.muon if isinstance(o, torch.optim.Muon) else recipe.rate)
+        for o in _optimisers(model, recipe)
+    ]
     begun = time.monotonic()
     batches = recipe.module.batches(recipe)
     for step in range(steps):
-        rate = recipe.rate * share(step, steps, recipe.warmup)
-        for group in optimiser.param_groups:
-            group["lr"] = rate * (size(group["params"][0]) if recipe.relative else 1.0)
+        for optimiser, rate in optimisers:
+            for group in optimiser.param_groups:
+                scale = size(group["params"][0]) if recipe.relative else 1.0
+                group["lr"] = rate * share(step, steps, recipe.warmup) * scale
         parts = next(batches)
         total = 0.0
         for part in parts:
@@ -67,8 +82,9 @@ def pretrain(
             loss.backward()
             total += loss.item()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimiser.step()
-        optimiser.zero_grad()
+        for optimiser, _ in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
         told(step + 1, steps, total, model)
     model.eval()
     return model, time.monotonic() - begun

@@ -39,7 +39,8 @@ class Recipe:
 
     architecture is a class of Transformers and config the arguments of its configuration; rate is AdamW's
     highest learning rate, reached after the share `warmup` of the steps and then lowered on a cosine to a
-    twentieth, and where `relative` is set a share of each tensor's own root mean square; mix says how much of what is in a batch, in the module's own words; sources are the modules of
+    twentieth, and where `relative` is set a share of each tensor's own root mean square; muon, where it is not 0, is the rate of
+    Muon for the blocks' matrices, and rate that of AdamW for the rest; mix says how much of what is in a batch, in the module's own words; sources are the modules of
     this room, besides the recipe's own, that decide which batches there are.
     """
 
@@ -59,6 +60,7 @@ class Recipe:
     clip: float = 1.0
     seed: int = 0
     relative: bool = False
+    muon: float = 0.0
     kind: str = field(default="decoder")
 
     @property
