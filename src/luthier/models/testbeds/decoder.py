@@ -60,13 +60,14 @@ RECIPES = {
             "attn_pdrop": 0.0,
             **NAMED,
         },
-        steps=2600,
-        batch=4,
+        steps=1600,
+        batch=12,
         length=128,
-        rate=1.5e-3,
+        rate=3e-3,
+        muon=2e-2,
         warmup=0.04,
         corpus=CORPUS,
-        mix={"short": 0.5, "short rows": 32, "long rows": 14},
+        mix={"short": 0.5, "short rows": 16, "long rows": 8},
     ),
 }
 
