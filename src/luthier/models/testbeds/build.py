@@ -61,6 +61,7 @@ def write(base: nn.Module, made: Recipe, out: Path, *, seconds: float, quick: bo
     base.save_pretrained(aside)  # type: ignore[operator]
     made.module.write_files(made, aside)
     figures = measured(aside, made, quick)
+    (aside / card.WEIGHTS).chmod(0o644)  # the library writes it for its owner alone
     weights = (aside / card.WEIGHTS).read_bytes()
     result = card.Card(
         name=made.name,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from luthier.errors import ModelError
 from luthier.models.testbeds.recipe import Recipe
 
 LAST = 0.05
@@ -29,21 +30,24 @@ def size(tensor: torch.Tensor) -> float:
     return max(1e-3, float(tensor.detach().norm()) / math.sqrt(tensor.numel()))
 
 
-def _optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """AdamW, a group for each tensor; before it, where the recipe asks, Muon for the matrices inside the blocks
-    (Jordan, 2024)."""
+def _optimisers(model: nn.Module, recipe: Recipe) -> list[tuple[torch.optim.Optimizer, float]]:
+    """AdamW, a group for each tensor, and its rate; before it, where the recipe asks, Muon for the matrices inside
+    the blocks (Jordan, 2024)."""
     embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     blocks = [p for p in model.parameters() if p.ndim == 2 and id(p) not in embedded and recipe.muon]
     inside = {id(p) for p in blocks}
     rest = [p for p in model.parameters() if id(p) not in inside]
     groups = [{"params": [p], "weight_decay": recipe.weight_decay if p.ndim > 1 else 0.0} for p in rest]
-    found: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98), fused=True)
-    ]
-    if blocks:
-        decay = recipe.weight_decay
-        found.insert(0, torch.optim.Muon(blocks, lr=recipe.muon, momentum=0.95, weight_decay=decay))
-    return found
+    adamw = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98), fused=True)
+    if not blocks:
+        return [(adamw, recipe.rate)]
+    if not hasattr(torch.optim, "Muon"):
+        raise ModelError(
+            f"The recipe of {recipe.name!r} trains with Muon, which torch has from 2.9 on; this is "
+            f"{torch.__version__}. Install a later torch."
+        )
+    muon = torch.optim.Muon(blocks, lr=recipe.muon, momentum=0.95, weight_decay=recipe.weight_decay)
+    return [(muon, recipe.muon), (adamw, recipe.rate)]
 
 
 def pretrain(
@@ -63,10 +67,7 @@ def pretrain(
     torch.set_flush_denormal(True)
     model = recipe.module.model(recipe)
     model.train()
-    optimisers = [
-        (o, recipe.muon if isinstance(o, torch.optim.Muon) else recipe.rate)
-        for o in _optimisers(model, recipe)
-    ]
+    optimisers = _optimisers(model, recipe)
     begun = time.monotonic()
     batches = recipe.module.batches(recipe)
     for step in range(steps):
