@@ -183,9 +183,11 @@ def probe(loaded: Any, recipe: Recipe, rows: int) -> tuple[float, float, float]:
     assert data.validation is not None
     y = np.asarray(data.train.targets)[:rows]
     goal = np.asarray(data.validation.targets)
-    torch.manual_seed(recipe.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        fresh = recipe.module.model(recipe).eval()
     scores = []
-    for base in (loaded.base, recipe.module.model(recipe).eval()):
+    for base in (loaded.base, fresh):
         x, other = (
             _features(base, loaded.preprocess, list(part))
             for part in (data.train.inputs[:rows], data.validation.inputs)

@@ -62,13 +62,22 @@ def pretrain(
     run in bfloat16 where the processor has it, everything else in float32; the same recipe gives the same
     weights on the same machine with as many threads.
     """
-    steps = steps or recipe.steps
-    torch.manual_seed(recipe.seed)
-    torch.set_flush_denormal(True)
-    model = recipe.module.model(recipe)
-    model.train()
-    optimisers = _optimisers(model, recipe)
     begun = time.monotonic()
+    torch.set_flush_denormal(True)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            model = recipe.module.model(recipe).train()
+            _train(model, recipe, steps or recipe.steps, told)
+    finally:
+        torch.set_flush_denormal(False)
+    return model.eval(), time.monotonic() - begun
+
+
+def _train(
+    model: nn.Module, recipe: Recipe, steps: int, told: Callable[[int, int, float, nn.Module], None]
+) -> None:
+    optimisers = _optimisers(model, recipe)
     batches = recipe.module.batches(recipe)
     for step in range(steps):
         for optimiser, rate in optimisers:
@@ -87,5 +96,3 @@ def pretrain(
             optimiser.step()
             optimiser.zero_grad()
         told(step + 1, steps, total, model)
-    model.eval()
-    return model, time.monotonic() - begun
