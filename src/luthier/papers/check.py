@@ -39,7 +39,8 @@ class Measure:
 class Check:
     """The check of one row.
 
-    covers: modules whose code the figures hang on; their digest, with this file's, says whether a stored result is fresh.
+    covers: modules whose code the figures hang on, and testbeds (testbed:NAME); their digest, with this file's, says whether a
+    stored result is fresh.
     against: the baselines and controls, in words. data: what is measured on, in words. notes: what differs from the
     statement in the catalogue, and what a reader must know of the figures.
     """

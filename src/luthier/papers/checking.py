@@ -74,9 +74,10 @@ class Run:
         return load_data(f"builtin:{name}")
 
     def fit(self, model: Any, data: Any, method: Any, **settings: Any) -> Any:
-        """`luthier.train.fit`, silent, without the test rows: a check scores those itself."""
+        """`luthier.train.fit`, silent, without the test rows and with one evaluation: a check scores for itself."""
         from luthier.train.fit import fit
 
+        settings = {"evaluate_every": 1_000_000, **settings}
         return fit(model, replace(data, test=None), method, progress=False, **settings)
 
     def shared(self, name: str) -> Path:

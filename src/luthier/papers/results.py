@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -11,12 +12,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from luthier.errors import FileFormatError
+from luthier.errors import FileFormatError, OptionError
 from luthier.papers import digest
 from luthier.papers.check import FOLDER, Check, check, ids
 from luthier.papers.claims import Beats, Claim, Verdict
 
 FORMAT = 1
+TESTBED = "testbed:"
 LARGEST = 4_000_000
 """Bytes of a file of results that are still read."""
 
@@ -130,8 +132,21 @@ def in_words(claim: Claim, verdict: Verdict) -> str:
 
 
 def fingerprint(made: Check) -> str:
-    """The digest of a check's own file and of the modules that it covers."""
-    return digest.digest((f"{FOLDER}.{made.id.lower()}", *made.covers))
+    """The digest of a check's own file, of the modules that it covers, and of the testbeds' weights (testbed:NAME)."""
+    modules = [c for c in made.covers if not c.startswith(TESTBED)]
+    code = digest.digest((f"{FOLDER}.{made.id.lower()}", *modules))
+    weights = [_weights(c.removeprefix(TESTBED)) for c in sorted(made.covers) if c.startswith(TESTBED)]
+    return hashlib.sha256(" ".join([code, *weights]).encode()).hexdigest()
+
+
+def _weights(name: str) -> str:
+    """What the card of a testbed says of its weights. Raises OptionError where there is no such testbed."""
+    card = Path(str(files("luthier.models"))) / "testbeds" / "weights" / name / "card.json"
+    if not card.is_file():
+        raise OptionError(
+            f"There is no testbed {name!r} for a check to cover. Build it: luthier testbed build {name}"
+        )
+    return str(json.loads(card.read_text(encoding="utf-8"))["sha256"])
 
 
 def folder() -> Path:

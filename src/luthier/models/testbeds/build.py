@@ -30,7 +30,7 @@ def build(
 ) -> card.Card:
     """Pretrain testbed `name` and write its folder `out`, which may not hold anything else; returns its card.
 
-    steps and seed: other than the recipe's. quick: measure on fewer held-out instances. told: called after every
+    steps and seed: other than the recipe's; with other steps there is no second stage. quick: measure on fewer held-out instances. told: called after every
     step with its number, their number and the loss. The folder is written aside and then renamed.
     Raises ModelError for an unknown testbed and for a folder that holds something else.
     """
@@ -40,7 +40,7 @@ def build(
     if steps is not None:
         if steps < 1:
             raise ModelError(f"{steps} steps train nothing. Give at least 1.")
-        made = replace(made, steps=steps)
+        made = replace(made, steps=steps, second={})
     if out.exists() and any(p.name != card.FILE and not _ours(p) for p in out.iterdir()):
         raise ModelError(f"{str(out)!r} holds other files. Name a new folder, or one that a testbed lies in.")
     base, seconds = pretrain(made, told=lambda step, number, loss, _: told(step, number, loss))
@@ -57,7 +57,6 @@ def write(base: nn.Module, made: Recipe, out: Path, *, seconds: float, quick: bo
     aside = out.with_name(out.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    base = getattr(made.module, "kept", lambda trained: trained)(base)
     base.to(torch.float16)
     base.save_pretrained(aside)  # type: ignore[operator]
     made.module.write_files(made, aside)
@@ -70,7 +69,7 @@ def write(base: nn.Module, made: Recipe, out: Path, *, seconds: float, quick: bo
         recipe=digest(made),
         seed=made.seed,
         corpus=made.corpus,
-        steps=made.steps,
+        steps=made.total,
         seconds=round(seconds, 1),
         parameters=sum(p.numel() for p in base.parameters()),
         bytes=len(weights),

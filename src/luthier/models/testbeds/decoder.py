@@ -44,6 +44,12 @@ RECIPES = {
         warmup=0.04,
         corpus=CORPUS,
         mix={"short": 0.5, "short rows": 24, "long rows": 12},
+        second={
+            "steps": 1500,
+            "batch": 8,
+            "rate": 2e-3,
+            "mix": {"short": 0.6, "short rows": 64, "long rows": 24},
+        },
     ),
     "gpt2": Recipe(
         name="gpt2",
@@ -61,13 +67,13 @@ RECIPES = {
             **NAMED,
         },
         steps=1600,
-        batch=12,
+        batch=14,
         length=128,
         rate=3e-3,
         muon=2e-2,
         warmup=0.04,
         corpus=CORPUS,
-        mix={"short": 0.5, "short rows": 16, "long rows": 8},
+        mix={"short": 0.5, "short rows": 12, "long rows": 6},
     ),
 }
 

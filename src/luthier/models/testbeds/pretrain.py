@@ -52,7 +52,6 @@ def _optimisers(model: nn.Module, recipe: Recipe) -> list[tuple[torch.optim.Opti
 
 def pretrain(
     recipe: Recipe,
-    steps: int | None = None,
     *,
     told: Callable[[int, int, float, nn.Module], None] = lambda step, steps, loss, model: None,
 ) -> tuple[Any, float]:
@@ -68,31 +67,39 @@ def pretrain(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             model = recipe.module.model(recipe).train()
-            _train(model, recipe, steps or recipe.steps, told)
+            done = 0
+            for stage in recipe.stages:
+                _train(model, stage, done, recipe.total, told)
+                done += stage.steps
     finally:
         torch.set_flush_denormal(False)
     return model.eval(), time.monotonic() - begun
 
 
 def _train(
-    model: nn.Module, recipe: Recipe, steps: int, told: Callable[[int, int, float, nn.Module], None]
+    model: nn.Module,
+    recipe: Recipe,
+    done: int,
+    total: int,
+    told: Callable[[int, int, float, nn.Module], None],
 ) -> None:
+    """One stage, told as the steps from `done` on of `total`."""
     optimisers = _optimisers(model, recipe)
     batches = recipe.module.batches(recipe)
-    for step in range(steps):
+    for step in range(recipe.steps):
         for optimiser, rate in optimisers:
             for group in optimiser.param_groups:
                 scale = size(group["params"][0]) if recipe.relative else 1.0
-                group["lr"] = rate * share(step, steps, recipe.warmup) * scale
+                group["lr"] = rate * share(step, recipe.steps, recipe.warmup) * scale
         parts = next(batches)
-        total = 0.0
+        whole = 0.0
         for part in parts:
             with torch.autocast("cpu", torch.bfloat16):
                 loss = model(**part).loss / len(parts)
             loss.backward()
-            total += loss.item()
+            whole += loss.item()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         for optimiser, _ in optimisers:
             optimiser.step()
             optimiser.zero_grad()
-        told(step + 1, steps, total, model)
+        told(done + step + 1, total, whole, model)

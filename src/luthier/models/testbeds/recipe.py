@@ -7,8 +7,6 @@ A recipe names the module that makes it. Such a module has four functions, and i
                                                 each part weighs alike in the loss
     write_files(recipe, folder)                 what lies beside the weights: tokenizer or image settings
     measure(loaded, quick) -> Figures           held-out figures of a loaded `luthier.models.Model`
-
-and may have kept(trained) -> nn.Module, the part of the trained model that is written, where that isn't all of it.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from importlib.resources import files
 from types import ModuleType
@@ -31,8 +29,6 @@ MODULES: dict[str, str] = {
     "gpt2": "decoder",
     "t5": "encoder_decoder",
     "bert": "masked",
-    "vit": "vit",
-    "mamba": "mamba",
 }
 """Testbed -> the module of this room that holds its recipe, in a dict `RECIPES`."""
 
@@ -44,7 +40,8 @@ class Recipe:
     architecture is a class of Transformers and config the arguments of its configuration; rate is AdamW's
     highest learning rate, reached after the share `warmup` of the steps and then lowered on a cosine to a
     twentieth, and where `relative` is set a share of each tensor's own root mean square; muon, where it is not 0, is the rate of
-    Muon for the blocks' matrices, and rate that of AdamW for the rest; mix says how much of what is in a batch, in the module's own words; sources are the modules of
+    Muon for the blocks' matrices, and rate that of AdamW for the rest; second
+    holds what is other in a second stage, which goes on with fresh optimisers, a new warm-up and the next seed; mix says how much of what is in a batch, in the module's own words; sources are the modules of
     this room, besides the recipe's own, that decide which batches there are.
     """
 
@@ -65,7 +62,20 @@ class Recipe:
     seed: int = 0
     relative: bool = False
     muon: float = 0.0
+    second: Mapping[str, Any] = field(default_factory=dict)
     kind: str = field(default="decoder")
+
+    @property
+    def stages(self) -> tuple[Recipe, ...]:
+        """The recipe of each stage."""
+        if not self.second:
+            return (self,)
+        return self, replace(self, seed=self.seed + 1, **self.second, second={})
+
+    @property
+    def total(self) -> int:
+        """The steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
 
     @property
     def module(self) -> ModuleType:

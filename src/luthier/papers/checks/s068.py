@@ -44,7 +44,7 @@ CHECK = Check(
             "full", "at fraction 1, values that differ from full tuning of the same matrices after 5 steps", 0
         ),
     ),
-    covers=("luthier.methods.sparse.half", "luthier.methods.sparse.parameters"),
+    covers=("luthier.methods.sparse.half", "luthier.methods.sparse.parameters", "testbed:llama"),
     data="the Llama testbed; three generated tasks that ask for three orders of the same words",
     against="fraction 1 of the same method at its own best of three learning rates; full tuning, reported",
     minutes=12,

@@ -42,7 +42,12 @@ CHECK = Check(
             0,
         ),
     ),
-    covers=("luthier.methods.side.lst", "luthier.starts.narrow", "luthier.methods.low_rank.lora"),
+    covers=(
+        "luthier.methods.side.lst",
+        "luthier.starts.narrow",
+        "luthier.methods.low_rank.lora",
+        "testbed:t5",
+    ),
     data="the T5 testbed and a task that it was not pretrained on",
     against="LoRA of rank 8 on the same rows at its own best of three learning rates; a side network with drawn layers",
     minutes=8,

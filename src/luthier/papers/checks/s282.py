@@ -36,7 +36,13 @@ CHECK = Check(
             "gap", "accuracy of full tuning and of the prompt on the same rows, each at its own best rate"
         ),
     ),
-    covers=("luthier.methods.prompts.prompt_tuning", "luthier.starts.vocabulary"),
+    covers=(
+        "luthier.methods.prompts.prompt_tuning",
+        "luthier.starts.vocabulary",
+        "testbed:llama",
+        "testbed:gpt2",
+        "testbed:t5",
+    ),
     data="the Llama, GPT-2 and T5 testbeds; the start on T5 and a task that it was not pretrained on",
     against="the same prompt from random vectors, at its own best of three learning rates; full tuning, not judged",
     minutes=8,

@@ -45,7 +45,14 @@ CHECK = Check(
             0,
         ),
     ),
-    covers=("luthier.methods.scaling.ia3", "luthier.signals.t_few", "luthier.methods.choices"),
+    covers=(
+        "luthier.methods.scaling.ia3",
+        "luthier.signals.t_few",
+        "luthier.methods.choices",
+        "testbed:llama",
+        "testbed:gpt2",
+        "testbed:t5",
+    ),
     data="the T5 testbed, which was tuned on many tasks, with 32 rows of one that it was not; identities also on Llama (rotary, "
     "grouped heads), GPT-2 and MiniLM",
     against="the same vectors with the language modelling loss, at their own best of three rates; the same rows as demonstrations",
