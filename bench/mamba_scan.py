@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs: list[dict[str, float]] = []
     for _ in range(given.pairs):
         (mine, loss), (peer, other) = seconds(ours, ids), seconds(theirs, ids)
-        runs.append({"ours": mine, "peer": peer, "ratio": mine / peer, "difference of loss": abs(loss - other)})
+        runs.append(
+            {"ours": mine, "peer": peer, "ratio": mine / peer, "difference of loss": abs(loss - other)}
+        )
         print(runs[-1], flush=True)
     medians = {k: statistics.median(run[k] for run in runs) for k in ("ours", "peer", "ratio")}
     result = {

@@ -84,9 +84,12 @@ def test_prefill_and_decoding_equal_transformers_and_the_whole(
     whole = ours(**x, use_cache=False).logits
     caches = [DynamicCache(config=theirs.config) for _ in range(2)]
     for model, cache in zip((theirs, ours), caches, strict=True):
-        got = [model(ids[:, :prefilled], cache_params=cache, attention_mask=mask[:, :prefilled], use_cache=True)]
+        got = [
+            model(ids[:, :prefilled], cache_params=cache, attention_mask=mask[:, :prefilled], use_cache=True)
+        ]
         got += [
-            model(ids[:, i : i + 1], cache_params=cache, use_cache=True) for i in range(prefilled, ids.shape[1])
+            model(ids[:, i : i + 1], cache_params=cache, use_cache=True)
+            for i in range(prefilled, ids.shape[1])
         ]
         logits = torch.cat([o.logits for o in got], 1)
         close(logits * mask[..., None], whole * mask[..., None])

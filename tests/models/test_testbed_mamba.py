@@ -55,7 +55,12 @@ def test_a_build_of_three_steps_writes_a_folder_that_loads(tmp_path, monkeypatch
     monkeypatch.setattr(measures, "TEXTS_QUICK", 4)
     losses = []
     made = build(
-        "mamba", tmp_path / "m", steps=3, seed=5, quick=True, told=lambda step, steps, loss: losses.append(loss)
+        "mamba",
+        tmp_path / "m",
+        steps=3,
+        seed=5,
+        quick=True,
+        told=lambda step, steps, loss: losses.append(loss),
     )
     assert len(losses) == 3 and all(loss == loss for loss in losses)
     assert card.read(tmp_path / "m") == made

@@ -124,7 +124,12 @@ def test_a_build_of_three_steps_writes_a_folder_that_loads(tmp_path, monkeypatch
     monkeypatch.setattr(probes, "digits", lambda loaded, recipe: {})
     losses = []
     made = build(
-        "vit", tmp_path / "vit", steps=3, seed=5, quick=True, told=lambda step, steps, loss: losses.append(loss)
+        "vit",
+        tmp_path / "vit",
+        steps=3,
+        seed=5,
+        quick=True,
+        told=lambda step, steps, loss: losses.append(loss),
     )
     assert len(losses) == 3 and all(loss == loss for loss in losses)
     assert card.read(tmp_path / "vit") == made

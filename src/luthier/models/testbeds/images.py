@@ -15,7 +15,19 @@ import numpy as np
 SIDE = 32
 """Pixels of a side."""
 GLYPHS = 192
-SHAPES = ("disc", "square", "triangle", "star", "cross", "ring", "crescent", "bar", "flower", "half", "corner")
+SHAPES = (
+    "disc",
+    "square",
+    "triangle",
+    "star",
+    "cross",
+    "ring",
+    "crescent",
+    "bar",
+    "flower",
+    "half",
+    "corner",
+)
 TEXTURES = ("plain", "stripes", "checks", "dots", "noise", "gradient")
 HUES = 8
 FACTORS: dict[str, int] = {
@@ -194,7 +206,9 @@ def _glyphs(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     ground = (hue + grounds) % HUES
     grey = rng.random(n) < 0.6
     light = rng.random(n) < 0.5
-    values = [np.where(light == lit, rng.uniform(0.65, 1, n), rng.uniform(0, 0.3, n)) for lit in (True, False)]
+    values = [
+        np.where(light == lit, rng.uniform(0.65, 1, n), rng.uniform(0, 0.3, n)) for lit in (True, False)
+    ]
     front, back = (
         colours((h + rng.uniform(-0.3, 0.3, n)) / HUES, np.where(grey, 0, rng.uniform(0.4, 1, n)), v)
         for h, v in zip((hue, ground), values, strict=True)
