@@ -15,6 +15,8 @@ from luthier.models.testbeds.recipe import recipe
 
 @pytest.fixture(scope="module")
 def loaded():
+    if "mamba" not in card.installed():
+        pytest.skip("no weights are stored for builtin:mamba yet: luthier testbed build mamba")
     return lt.load("builtin:mamba", device="cpu")
 
 

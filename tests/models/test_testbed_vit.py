@@ -16,6 +16,8 @@ from luthier.models.testbeds.recipe import recipe
 
 @pytest.fixture(scope="module")
 def loaded():
+    if "vit" not in card.installed():
+        pytest.skip("no weights are stored for builtin:vit yet: luthier testbed build vit")
     return lt.load("builtin:vit", device="cpu")
 
 
