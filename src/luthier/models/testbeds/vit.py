@@ -1,7 +1,7 @@
 """A vision transformer that names the factors of generated images.
 
-Its head has one group of scores for every factor of `images.FACTORS`, and its loss is the mean of their cross
-entropies. `luthier.load` leaves the head away, as with every classifier: what is adapted is the bare model.
+While it is pretrained it has a head with one group of scores for every factor of `images.FACTORS`, and its loss is
+the mean of their cross entropies. What is kept is the bare model.
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ def batches(recipe: Recipe) -> Iterator[list[dict[str, Tensor]]]:
         pixels, labels = images.batch(rng, recipe.batch, recipe.mix["glyphs"])
         normal = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255).sub(MIDDLE).div(MIDDLE)
         yield [{"pixel_values": normal.contiguous(), "labels": torch.from_numpy(labels)}]
+
+
+def kept(trained: Any) -> Any:
+    """The model without its head, which is of no use for other images."""
+    return trained.vit
 
 
 def write_files(recipe: Recipe, folder: Path) -> None:
