@@ -7,19 +7,10 @@ import pytest
 from agreement import CASES, REFUSED, SHARDED
 from safetensors.torch import load_file
 
-GRADIENT = 1e-5
-"""Largest difference of a gradient after one step, relative to the largest entry: sums in another order."""
-AFTER_TEN = {
-    "lora": 1e-4,
-    "prompts": 1e-4,
-    "bitfit": 1e-4,
-    "full": 1e-3,
-    "lst": 1e-3,
-    "xprompt": 1e-4,
-    "half": 1e-3,
-    "writes": 1e-4,
-}
-"""Largest difference of a trained tensor after ten steps: Adam divides by small second moments."""
+GRADIENT = 3e-6
+"""Largest difference of a gradient after one step, relative to the largest entry: sums in another order (seen: 5.5e-7)."""
+AFTER_TEN = 1e-5
+"""Largest difference of a trained tensor after ten steps (seen: 7.2e-7)."""
 
 
 def worst(a, b):
@@ -47,7 +38,7 @@ def test_gradients_after_one_step_are_those_of_one_process(name, fitted):
 def test_ten_steps_and_figures_are_those_of_one_process(name, fitted):
     plain = name.removesuffix("-shard")
     one, two = fitted / "1" / plain, fitted / "2" / name
-    assert max(worst(adaptation(one), adaptation(two)).values()) <= AFTER_TEN[plain]
+    assert max(worst(adaptation(one), adaptation(two)).values()) <= AFTER_TEN
     a, b = (json.loads((f / "metrics.json").read_text()) for f in (one, two))
     for part in ("validation", "test"):
         assert b[part] == pytest.approx(a[part], abs=1e-3)
