@@ -87,8 +87,8 @@ def merge(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
                     value.detach().to(old.dtype).clone(), requires_grad=False
                 )
     adapted.merged[name] = kept
-    for path, tensors in kept.items():
-        adapted.ports[path].kept[name] = tensors
+    for path, replaced in kept.items():
+        adapted.ports[path].kept[name] = replaced
 
 
 def merged_copy(base: nn.Module, adaptation: Any, **given: Any) -> nn.Module:
