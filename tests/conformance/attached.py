@@ -103,15 +103,18 @@ def several_do_not_disturb_each_other(cell: Cell) -> None:
 
 @property_of()
 def threads_do_not_see_each_other(cell: Cell) -> None:
-    """Two forwards of one model at once, one adapted and one not: both are inside the first block together."""
+    """Two forwards of one model at once, one adapted and one not: they meet at the first block and again at the last."""
     model, x = cell.adapted(), cell.batch()
     with torch.no_grad():
         want = {("main",): cell.result(model, x)}
         with model.using():
             want[()] = cell.result(model, x)
     meet, got, failed = threading.Barrier(2), {}, []
-    first = model.structure.towers[0].blocks[0]
-    handle = model.base.get_submodule(first).register_forward_pre_hook(lambda m, a: _wait(meet))
+    blocks = model.structure.towers[0].blocks
+    handles = [
+        model.base.get_submodule(path).register_forward_pre_hook(lambda m, a: _wait(meet))
+        for path in (blocks[0], blocks[-1])  # neither ends before the other is past the first
+    ]
 
     def work(names: tuple[str, ...]) -> None:
         try:
@@ -126,7 +129,8 @@ def threads_do_not_see_each_other(cell: Cell) -> None:
         t.start()
     for t in threads:
         t.join()
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     assert not failed, failed
     assert all(torch.equal(got[k], want[k]) for k in want)
 

@@ -154,11 +154,11 @@ def _term(
         RuntimeError,
         RecursionError,
     ) as error:
-        found = FileFormatError(
+        refused = FileFormatError(
             f"The card does not describe an adaptation of this model: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
         )
-        found.reason = getattr(error, "reason", None)
-        raise found from None
+        refused.reason = getattr(error, "reason", None)
+        raise refused from None
     return adaptation
 
 

@@ -88,8 +88,8 @@ def merge(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
                     value.detach().to(old.dtype).clone(), requires_grad=False
                 )
     adapted.merged[name] = kept
-    for path, tensors in kept.items():
-        adapted.ports[path].kept[name] = tensors
+    for path, replaced in kept.items():
+        adapted.ports[path].kept[name] = replaced
 
 
 def refuse_parts(base: nn.Module) -> None:

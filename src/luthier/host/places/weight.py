@@ -172,7 +172,7 @@ class Port:
         self.module = module
         self.exchanged: Any = None
         self.edits: list[At] = []
-        self.kept: dict[str, dict[str, Tensor]] = {}
+        self.kept: dict[str, Mapping[str, Tensor]] = {}
         """{merged adaptation: the parameters that its merge replaced}, the first merge first."""
 
     def own(self, unfolded: bool) -> dict[str, Tensor]:
