@@ -1,6 +1,6 @@
 """Many LoRA adaptations over one base: a forward whose rows ask for N of them, and adding one more; here and with peft.
 
-python bench/many_adaptations.py [--threads 2]    MiniLM, rank 8 on query and value, 64 rows of 32 tokens
+python bench/many_adaptations.py [--threads 2]    MiniLM, rank 8 on query and value, 64 rows of 8 tokens
 
 Each figure is N = 64 against N = 2, and the 64th against the 2nd, on one side: how cost grows, not how much it is.
 """
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     import luthier as lt
 
-    rows, tokens, many, pairs = (4, 8, 4, 2) if given.smoke else (64, 32, 64, given.pairs or 8)
+    rows, tokens, many, pairs = (4, 8, 4, 2) if given.smoke else (64, 8, 64, given.pairs or 8)
     base, batch = lt.load("builtin:minilm", device="cpu").base, batch_of(rows, tokens)
     with torch.no_grad():
         figures = [

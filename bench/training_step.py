@@ -2,14 +2,16 @@
 
 python bench/training_step.py [--threads 2]    MiniLM, 32 rows of 64 tokens
 
-LoRA of rank 8 on all linear layers, the base in evaluation mode, and in training mode (its dropout is on, on both sides);
-(IA)3 on keys, values and the closing layer; 20 prefix or prompt tokens.
+LoRA of rank 8 on all linear layers; (IA)3 on keys, values and the closing layer; 20 prefix or prompt tokens. The base is in
+evaluation mode on both sides, or its dropout is on, on both; "as each trains" is what their own training does: here everything
+frozen is in evaluation mode, and `model.train()` turns the base's dropout on in peft.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import timing
@@ -77,8 +79,8 @@ def peer(
     return step(forward, batch, trained), sum(p.numel() for p in trained)
 
 
-def cases() -> dict[str, tuple[float, Any, Callable[[], Any], bool]]:
-    """{name: (limit, our method, peft's configuration, the base in training mode)}."""
+def cases() -> list[tuple[str, float, Any, Callable[[], Any], bool, bool]]:
+    """(name, limit, our method, peft's configuration, whether the base's dropout is on here, and there)."""
     from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, TaskType
 
     from luthier.methods.low_rank.lora import LoRA
@@ -88,40 +90,37 @@ def cases() -> dict[str, tuple[float, Any, Callable[[], Any], bool]]:
 
     kind = TaskType.FEATURE_EXTRACTION
     everywhere = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
-
-    def lora() -> Any:
-        return LoraConfig(r=8, lora_alpha=16, target_modules=everywhere, task_type=kind)
-
-    def ia3() -> Any:
-        closing = r".*\.layer\.\d+\.output\.dense"
-        return IA3Config(
-            target_modules=r".*\.(key|value)|" + closing, feedforward_modules=closing, task_type=kind
-        )
-
-    return {
-        "step, LoRA on all linear layers": (0.90, LoRA(rank=8, targets=LINEAR), lora, False),
-        "step, LoRA on all linear layers, base in training mode": (0.90, LoRA(rank=8, targets=LINEAR), lora, True),
-        "step, 20 prefix tokens": (
-            0.95, PTuningV2(length=20), lambda: PrefixTuningConfig(num_virtual_tokens=20, task_type=kind), False,
+    closing = r".*\.layer\.\d+\.output\.dense"
+    scaled = {"target_modules": r".*\.(key|value)|" + closing, "feedforward_modules": closing}
+    lora = partial(LoraConfig, r=8, lora_alpha=16, target_modules=everywhere, task_type=kind)
+    others = [
+        ("20 prefix tokens", PTuningV2(length=20), partial(PrefixTuningConfig, num_virtual_tokens=20, task_type=kind)),
+        ("20 prompt tokens", PromptTuning(length=20), partial(PromptTuningConfig, num_virtual_tokens=20, task_type=kind)),
+        ("(IA)3", IA3(), partial(IA3Config, task_type=kind, **scaled)),
+    ]  # fmt: skip
+    ours = LoRA(rank=8, targets=LINEAR)
+    return [
+        ("step, LoRA on all linear layers", 0.90, ours, lora, False, False),
+        ("step, LoRA on all linear layers, base in training mode", 0.90, ours, lora, True, True),
+        *((f"step, {name}", 0.95, method, config, False, False) for name, method, config in others),
+        *(
+            (f"step, {name}, as each trains", 0.95, method, config, False, True)
+            for name, method, config in others
         ),
-        "step, 20 prompt tokens": (
-            0.95, PromptTuning(length=20), lambda: PromptTuningConfig(num_virtual_tokens=20, task_type=kind), False,
-        ),
-        "step, (IA)3": (0.95, IA3(), ia3, False),
-    }  # fmt: skip
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     given = timing.arguments(__doc__, argv, only={"help": "only figures whose name contains this"})
     import luthier as lt
 
-    rows, tokens, pairs, warm = (2, 8, 1, 1) if given.smoke else (32, 64, given.pairs or 12, 2)
+    rows, tokens, pairs, warm = (2, 8, 1, 1) if given.smoke else (32, 64, given.pairs or 6, 1)
     base, batch, figures = lt.load("builtin:minilm", device="cpu").base, batch_of(rows, tokens), []
-    for name, (limit, method, config, training) in cases().items():
+    for name, limit, method, config, dropout, peer_dropout in cases():
         if given.only and given.only not in name:
             continue
-        mine, count = ours(copy.deepcopy(base), method, batch, training)
-        theirs, peer_count = peer(copy.deepcopy(base), config(), batch, training)
+        mine, count = ours(copy.deepcopy(base), method, batch, dropout)
+        theirs, peer_count = peer(copy.deepcopy(base), config(), batch, peer_dropout)
         assert count == peer_count, f"{name}: {count} trained numbers here, {peer_count} there"
         runs = timing.in_turns(mine, theirs, pairs, warm)
         figures.append(timing.beside(name, runs, limit, timing.peft_version()))

@@ -48,6 +48,7 @@ def test_fit_hands_on_what_was_given_and_leaves_the_rest_to_its_defaults(rooms, 
         "checkpointing": False,
         "class_weights": False,
         "resume_anyway": False,
+        "shard": False,
     }
     assert "test: accuracy 0.75" in capsys.readouterr().out
 

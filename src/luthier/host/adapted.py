@@ -325,7 +325,7 @@ class Adapted(nn.Module):
         )
         token = CURRENT.set(ctx)
         try:
-            if torch.is_grad_enabled() and _takes_use_cache(type(module)):
+            if torch.is_grad_enabled() and _takes_use_cache(type(module)):  # type: ignore[arg-type]
                 inputs.setdefault("use_cache", False)
             if inside:
                 inputs = (

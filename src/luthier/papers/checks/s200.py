@@ -35,7 +35,11 @@ CHECK = Check(
             arm="random",
             over="pruned",
         ),
-        Equals("gradients", "parameters of the backbone's blocks that get a gradient when all of them ask for one", 0),
+        Equals(
+            "gradients",
+            "parameters of the backbone's blocks that get a gradient when all of them ask for one",
+            0,
+        ),
         Equals(
             "gate",
             "with its first gate at 1 the side state is the projected state of the backbone (largest difference)",

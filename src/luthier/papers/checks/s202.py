@@ -106,8 +106,12 @@ def lora_as_an_adapter(run: Any) -> None:
 
     model = run.model("minilm", dtype="float64")
     adapted: Any = Adapted(model.base)
-    lora = Adaptation.new(lt.methods.LoRA(rank=rank, alpha=2 * rank, targets=where), model.base).to(torch.float64)
-    adapter = Adaptation.new(Parallel(width=rank, scale=2.0, activation="none", targets=where), model.base)
+    lora = Adaptation.new(lt.methods.LoRA(rank=rank, alpha=2 * rank, targets=where), model.base).to(
+        torch.float64
+    )
+    adapter = Adaptation.new(
+        Parallel(width=rank, scale=2.0, activation="none", targets=where), model.base
+    ).to(torch.float64)
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in lora.trainable().values():
@@ -141,5 +145,13 @@ def placement(run: Any) -> None:
     model, data = run.model("t5"), as_text2text(run.data("departments"))
     arms = {"parallel_adapter": lt.methods.ParallelAdapter(width=16), "adapter": lt.methods.Adapter(width=16)}
     run.compare(
-        "parallel", model, data, arms, seeds=range(5), rates=(1, 3, 9, 27), steps=200, batch_size=16, max_new_tokens=8
+        "parallel",
+        model,
+        data,
+        arms,
+        seeds=range(5),
+        rates=(1, 3, 9, 27),
+        steps=200,
+        batch_size=16,
+        max_new_tokens=8,
     )
