@@ -1,5 +1,6 @@
 """What the real peft writes, luthier opens: outputs are peft's to 1e-5, and so are they after a second way there."""
 
+import copy
 import warnings
 
 import peft
@@ -53,10 +54,10 @@ def saved(name, config, folder, seed=1):
 @pytest.mark.parametrize("name,key", CASES)
 def test_luthier_computes_what_peft_does_and_the_way_back_too(name, key, tmp_path):
     model, made = saved(name, configs(name)[key], tmp_path / "a")
-    z = theirs(model, name)
-    same(name, ours(made, name), z)
+    same(name, ours(made, name, dtype=torch.float64), theirs(copy.deepcopy(model).double(), name))
     to_peft(made, bed.base(name), tmp_path / "b")
-    same(name, ours(made, name), theirs(opened(name, tmp_path / "b"), name))
+    back = opened(name, tmp_path / "b").double()  # a random T5 amplifies float32's rounding, in either library
+    same(name, ours(made, name, dtype=torch.float64), theirs(back, name))
     files.save(made, tmp_path / "c", "f")
     again = files.load(tmp_path / "c", bed.base(name), "f")
     assert torch.equal(ours(again, name), ours(made, name))

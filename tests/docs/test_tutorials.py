@@ -1,6 +1,7 @@
 """The tutorial runs as it stands, and the method of `adding a method` is a whole method that keeps what it says."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ def written(tmp_path, monkeypatch):
     (code,) = blocks("adding_a_method.md")
     (tmp_path / "fixed_directions_of_the_docs.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "fixed_directions_of_the_docs", raising=False)
     from fixed_directions_of_the_docs import FixedDirections
 
     torch.manual_seed(0)

@@ -220,8 +220,8 @@ def test_a_module_that_is_handed_in_scans_and_its_notes_say_so() -> None:
 def test_low_rank_edits_act_and_merge_into_what_transformers_reads(targets: str) -> None:
     theirs, ours = (model.requires_grad_(False) for model in pair())
     adapted, x = Adapted(ours), rows(left=3)
-    adapted.attach("main", Adaptation.new(LoRA(targets=targets, rank=2), ours))
     plain = ours(**x).logits
+    adapted.attach("main", Adaptation.new(LoRA(targets=targets, rank=2), ours))
     for p in adapted.adaptations["main"].trainable().values():
         p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(3)) * 0.5)
     edited = adapted(x).logits
