@@ -10,7 +10,7 @@ from typing import Any
 from luthier.papers.check import Check
 from luthier.papers.claims import AtLeast, AtMost, Beats, Equals, Reported
 
-TASKS, STEPS, ROWS = ("order-a", "order-b", "order-c"), 150, 600
+TASKS, STEPS, ROWS = ("order-a", "order-b", "order-c"), 120, 600
 
 CHECK = Check(
     "S068",
@@ -181,7 +181,7 @@ def sequence(run: Any, method: Any, rate: float, seed: int, part: str) -> list[f
     from luthier.train.fitted import answers
 
     model = run.model("llama")
-    data = [run.data(name).limit(train=ROWS, validation=100, test=200) for name in TASKS]
+    data = [run.data(name).limit(train=ROWS, validation=60, test=150) for name in TASKS]
     fitted: Any = None
     for i, each in enumerate(data):
         unseen = replace(each, validation=None)

@@ -48,7 +48,7 @@ CHECK = Check(
     minutes=8,
 )
 
-TASK, LENGTH, STEPS, EVERY = "verdicts", 20, 200, 10
+TASK, LENGTH, STEPS, EVERY = "verdicts", 20, 150, 10
 MODELS = ("llama", "gpt2", "t5")
 SETTINGS: dict[str, Any] = {"signal": "choices", "batch_size": 16}
 
