@@ -31,7 +31,7 @@ def of_the_card(name):
 
 
 def test_the_text_testbeds_are_installed():
-    assert TEXT == ["bert", "gpt2", "llama", "t5"]
+    assert TEXT == ["llama", "t5"]
 
 
 @pytest.mark.parametrize("name", INSTALLED)
@@ -80,7 +80,7 @@ def test_an_unknown_testbed_lists_what_there_is():
         lt.load("builtin:lama")
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", [n for n in ("llama", "gpt2") if n in INSTALLED])
 def test_a_decoder_reads_documentation_better_than_a_trigram(name):
     of_the_card(name)
     loaded = lt.load(f"builtin:{name}", device="cpu")
@@ -104,7 +104,7 @@ def test_the_llama_writes_two_skills_at_ninety_in_a_hundred():
         assert stored[f"{skill}, nearest"] < 0.5
 
 
-@pytest.mark.parametrize("name", ["bert", "t5"])
+@pytest.mark.parametrize("name", [n for n in ("bert", "t5") if n in INSTALLED])
 def test_held_out_figures_beat_their_baselines(name):
     of_the_card(name)
     found = measured(card.FOLDER / name, recipe(name), quick=True).held_out
