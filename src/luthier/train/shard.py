@@ -45,7 +45,7 @@ def refuse_parts(model: Any, what: str) -> None:
 
 def local_bytes(base: nn.Module) -> int:
     """Bytes of the base's parameters on this process."""
-    held = (p.to_local() if is_part(p) else p for p in base.parameters())  # type: ignore[operator]
+    held = (p.to_local() if is_part(p) else p for p in base.parameters())  # type: ignore[attr-defined]
     return sum(t.numel() * t.element_size() for t in held)
 
 
