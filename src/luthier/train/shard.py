@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ def refuse_parts(model: Any, what: str) -> None:
 
 def local_bytes(base: nn.Module) -> int:
     """Bytes of the base's parameters on this process."""
-    held = (cast(Any, p).to_local() if is_part(p) else p for p in base.parameters())
+    held = (p.to_local() if is_part(p) else p for p in base.parameters())  # type: ignore[attr-defined]
     return sum(t.numel() * t.element_size() for t in held)
 
 
