@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -49,7 +50,8 @@ def load(
     trust_remote_code: run the Python code that comes with a folder. Never needed for models of Transformers.
 
     A loaded model is in evaluation mode and none of its parameters asks for gradients. A module is put into
-    evaluation mode, which its notes say, and is otherwise left as it was. Nothing but a hub name reaches the
+    evaluation mode, which its notes say, and is otherwise left as it was. Mamba's mixers compute by our own scan
+    (`luthier.models.scan`). Nothing but a hub name reaches the
     network.
     Raises ModelError for a model that is unknown, incomplete, damaged or not safe to load.
     """
@@ -79,6 +81,7 @@ def load(
                 "its weights are stored in float16, which is slow and coarse on a CPU: widened to float32"
             )
     base = _build(checked, name, wanted, digests, notes)
+    _scanned(base)
     base.requires_grad_(False)
     base.eval()
     with _model_errors(name, f"be moved to {place}"):
@@ -95,6 +98,8 @@ def _from_module(module: nn.Module, device: str | torch.device, dtype: str | tor
         module.to(_device(device))
     if (wanted := _dtype(dtype)) is not None:
         module.to(wanted)
+    if _scanned(module):
+        notes.append("its Mamba mixers compute by Luthier's scan from now on, with the same results")
     kind = architecture.kind_of(module)
     if kind != "module":
         notes.append(
@@ -109,6 +114,15 @@ def _from_module(module: nn.Module, device: str | torch.device, dtype: str | tor
         generates=architecture.generates(module),
         notes=tuple(notes),
     )
+
+
+def _scanned(base: nn.Module) -> int:
+    """Our scan in every Mamba mixer, of which there are none where Transformers' Mamba was never imported."""
+    if "transformers.models.mamba.modeling_mamba" not in sys.modules:
+        return 0
+    from luthier.models.scan import scanned
+
+    return scanned(base)
 
 
 def _folder(source: str | os.PathLike[str], trust_remote_code: bool) -> Path:
