@@ -57,6 +57,7 @@ def write(base: nn.Module, made: Recipe, out: Path, *, seconds: float, quick: bo
     aside = out.with_name(out.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
+    base = getattr(made.module, "kept", lambda trained: trained)(base)
     base.to(torch.float16)
     base.save_pretrained(aside)  # type: ignore[operator]
     made.module.write_files(made, aside)

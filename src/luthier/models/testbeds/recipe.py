@@ -7,6 +7,8 @@ A recipe names the module that makes it. Such a module has four functions, and i
                                                 each part weighs alike in the loss
     write_files(recipe, folder)                 what lies beside the weights: tokenizer or image settings
     measure(loaded, quick) -> Figures           held-out figures of a loaded `luthier.models.Model`
+
+and may have kept(trained) -> nn.Module, the part of the trained model that is written, where that isn't all of it.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ MODULES: dict[str, str] = {
     "gpt2": "decoder",
     "t5": "encoder_decoder",
     "bert": "masked",
+    "mamba": "mamba",
+    "vit": "vit",
 }
 """Testbed -> the module of this room that holds its recipe, in a dict `RECIPES`."""
 
