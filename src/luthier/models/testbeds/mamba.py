@@ -31,7 +31,7 @@ RECIPES = {
         warmup=0.04,
         corpus=decoder.CORPUS,
         mix={"short": 1.0, "short rows": 24, "long rows": 0},
-        sources=("corpus", "tokens", "words", "skills", "decoder"),
+        sources=("corpus", "tokens", "texts", "words", "skills", "decoder"),
     ),
 }
 
