@@ -5,6 +5,7 @@ import json
 import platform
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,9 +151,9 @@ def test_batches_are_a_function_of_the_seed(name):
 
 
 def test_the_corpus_is_read_the_same_each_time_and_keeps_what_is_tested_on_out():
-    again = corpus.paragraphs.__wrapped__()
-    assert again == corpus.paragraphs()
-    assert len(again) > 5000
+    path = Path(json.__file__)
+    assert list(corpus._of_file(path)) == list(corpus._of_file(path)) != []
+    assert len(corpus.paragraphs()) > 5000
     trained = "\n".join(corpus.training())
     assert not set(corpus.held_out_texts()) & set(corpus.training())
     rows = lt.data("builtin:pydocs")

@@ -26,6 +26,7 @@ RECIPES = {
             "max_position_embeddings": 80,
             "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0,
+            "initializer_range": 0.06,
             "pad_token_id": tokens.PAD,
         },
         steps=2000,
