@@ -36,9 +36,9 @@ def merged_equals_unmerged_and_unmerge_is_bitwise(cell: Cell) -> None:
             bed.close(cell.result(model, x), alone, bound)
             with pytest.raises(OptionError, match="merged already"):
                 model.merge("main")
-        bed.close(cell.result(model, x), both, bound)
+        bed.close(cell.result(model, x), both, 2 * bound)  # the bound is of one adaptation
         model.merge("other")
-        bed.close(cell.result(model, x), both, 2 * bound)  # the bound is of one merge
+        bed.close(cell.result(model, x), both, 2 * bound)
         model.unmerge("other")
         model.unmerge("main")
         assert all(p is parameters[n] for n, p in model.base.named_parameters())
