@@ -56,7 +56,9 @@ def test_luthier_computes_what_peft_does_and_the_way_back_too(name, key, tmp_pat
     model, made = saved(name, configs(name)[key], tmp_path / "a")
     same(name, ours(made, name, dtype=torch.float64), theirs(copy.deepcopy(model).double(), name))
     to_peft(made, bed.base(name), tmp_path / "b")
-    back = opened(name, tmp_path / "b").double()  # a random T5 amplifies float32's rounding, in either library
+    back = opened(
+        name, tmp_path / "b"
+    ).double()  # a random T5 amplifies float32's rounding, in either library
     same(name, ours(made, name, dtype=torch.float64), theirs(back, name))
     files.save(made, tmp_path / "c", "f")
     again = files.load(tmp_path / "c", bed.base(name), "f")
