@@ -130,13 +130,17 @@ def _print_json(shown: list[Row], similar: dict[str, float]) -> None:
 
 def _print_table(shown: list[Row], similar: dict[str, float]) -> None:
     from luthier.cli.show import table
+    from luthier.papers.results import stored
 
     def cells(r: Row) -> list[Any]:
         name = f"{r.system}: {r.title}" if r.system and not r.title.startswith(r.system) else r.title
         last = [f"{similar[r.id]:.2f}"] if similar else []
-        return [r.id, name, r.room, r.family, r.status, r.entry or "", *last]
+        measured = [figures.get(r.id, "")] if figures else []
+        return [r.id, name, r.room, r.family, r.status, r.entry or "", *measured, *last]
 
-    header = ["id", "paper", "room", "family", "status", "entry", *(["similarity"] if similar else [])]
+    figures = {r.id: found.figure for r in shown if (found := stored(r.id)) is not None}
+    more = [*(["measured"] if figures else []), *(["similarity"] if similar else [])]
+    header = ["id", "paper", "room", "family", "status", "entry", *more]
     table(header, [cells(r) for r in shown])
 
 
@@ -152,9 +156,11 @@ def _print_summary(shown: list[Row], found: list[Row]) -> None:
 
 def _print_full(r: Row, similar: dict[str, float]) -> None:
     from luthier.cli.show import line, table
+    from luthier.papers.results import stored
 
     record = r.record()
-    stored = record.pop("check")
+    record.pop("check")
+    found = stored(r.id)
     line(f"{r.id}  {r.system}" if r.system else r.id)
     facts = {
         "title": r.title,
@@ -166,7 +172,8 @@ def _print_full(r: Row, similar: dict[str, float]) -> None:
         "needs": r.needs,
         "paper claims": r.claim,
         "check": r.check,
-        "stored check": f"luthier check {r.id} ({stored})" if stored else "none yet",
+        "stored check": f"luthier check {r.id}" if found else "none yet",
+        "measured": f"{found.figure}: {'holds' if found.holds else 'DOES NOT HOLD'}" if found else "",
         "code": r.code,
         "similarity": f"{similar[r.id]:.2f}" if r.id in similar else "",
     }

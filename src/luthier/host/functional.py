@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -30,9 +31,15 @@ def call_with(module: Any, parameters: Mapping[str, Tensor], args: tuple, kwargs
         )
     if is_transposed(module):
         return F.linear(args[0], parameters["weight"].T, parameters.get("bias"))
+    chain = module.__dict__.get("forward")
+    if chain is None or (isinstance(chain, Chain) and chain.before is None):
+        own = copy.copy(module)  # shares all but the table of parameters: other threads see nothing of it
+        own.__dict__.pop("forward", None)
+        own._parameters = {**module._parameters, **parameters}
+        return kind.forward(own, *args, **kwargs)
     forward = original_forward(module)
-    held = {n: module._parameters[n] for n in parameters}
-    with _SWAPPING:  # other types read their attributes: swapped for the call, one thread at a time
+    with _SWAPPING:  # a forward that is not its type's: swapped for the call, one thread at a time
+        held = {n: module._parameters[n] for n in parameters}
         try:
             module._parameters.update(parameters)  # type: ignore[arg-type]
             return forward(*args, **kwargs)

@@ -49,7 +49,7 @@ def digits(loaded: Any, recipe: Recipe) -> dict[str, float]:
     data = builtin("digits")
     assert data.test is not None
     y, goal = np.asarray(data.train.targets)[:DIGITS], np.asarray(data.test.targets)
-    train, test = np.stack(data.train.inputs[:DIGITS]), np.stack(data.test.inputs)
+    train, test = np.asarray(data.train.inputs)[:DIGITS], np.asarray(data.test.inputs)
     torch.manual_seed(recipe.seed)
     fresh = recipe.module.model(recipe).eval().vit
     sides = {
