@@ -112,7 +112,9 @@ class Made:
             return self._fitted().predict_proba(inputs)
 
     def _fitted(self) -> Any:
+        from luthier.methods import load_all
         from luthier.train.fitted import load_fitted
 
+        load_all()  # a card names its method and its head, which this process may not have met
         assert self.folder is not None
         return load_fitted(self.folder, self.model)
