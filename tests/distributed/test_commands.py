@@ -31,7 +31,7 @@ def luthier(launcher, command, inputs, out, *more):
 
 def fit(launcher, inputs, out, *more):
     return luthier(
-        launcher, "fit", inputs, out, "--method", "lora", "--set", "rank=2", "--steps", "40", *more
+        launcher, "fit", inputs, out, "--method", "lora", "--set", "rank=2", "--steps", "24", *more
     )
 
 

@@ -30,7 +30,7 @@ def test_ray_that_is_not_installed_is_named(monkeypatch):
 
 def test_a_run_on_a_machine_with_another_disk_is_refused(tmp_path):
     with pytest.raises(RunError, match="does not share this folder"):
-        Made.of({"metrics": {}}, {"out": str(tmp_path)}, None, None)
+        Made.of({"metrics": {}}, {"out": str(tmp_path)}, None)
 
 
 def test_a_run_goes_on_with_the_threads_that_it_was_begun_with(tmp_path):

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from luthier.errors import LuthierError, RunError
@@ -86,11 +85,9 @@ class Made:
     metrics: dict[str, Any]
     folder: Path | None
     model: Any
-    predicting: Lock
-    """The model is one for all runs: they predict one after another."""
 
     @classmethod
-    def of(cls, answer: Mapping[str, Any], order: Mapping[str, Any], model: Any, predicting: Lock) -> Made:
+    def of(cls, answer: Mapping[str, Any], order: Mapping[str, Any], model: Any) -> Made:
         """Raises RunError where the other process could not make the run, or made it where we cannot see it."""
         if "fault" in answer:  # as it would be in this process: not a failure of an arm
             raise RuntimeError(f"in a worker: {answer['fault']}")
@@ -101,18 +98,18 @@ class Made:
             raise RunError(
                 f"The run in {folder} was made on a machine that does not share this folder: choose one that all see for --out."
             )
-        return cls(dict(answer["metrics"]), folder, model, predicting)
+        return cls(dict(answer["metrics"]), folder, model)
 
     def predict(self, inputs: Any) -> Any:
-        with self.predicting:
-            return self._fitted().predict(inputs)
+        return self._fitted().predict(inputs)
 
     def predict_proba(self, inputs: Any) -> Any:
-        with self.predicting:
-            return self._fitted().predict_proba(inputs)
+        return self._fitted().predict_proba(inputs)
 
     def _fitted(self) -> Any:
+        from luthier.methods import load_all
         from luthier.train.fitted import load_fitted
 
+        load_all()  # a card names its method and its head, which this process may not have met
         assert self.folder is not None
         return load_fitted(self.folder, self.model)

@@ -13,7 +13,6 @@ import pickle
 import queue
 import subprocess
 import sys
-import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,6 @@ class Spread:
 
         self.work, self.at_once, self.ending = work, at_once, False
         self.threads = max(1, torch.get_num_threads() // at_once)
-        self.predicting = threading.Lock()
         try:
             self.parcel = pickle.dumps(work)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -57,7 +55,7 @@ class Spread:
             if self.ending:
                 raise Ended from None
             raise
-        return Made.of(answer, order, model, self.predicting)
+        return Made.of(answer, order, model)
 
     def answer(self, order: dict[str, Any]) -> dict[str, Any]:
         """`Work.carry_out` of the order, elsewhere. RunError where that process died."""
