@@ -122,9 +122,6 @@ def check_same(serial, out):
         assert path.read_bytes() == (out / "predictions" / path.name).read_bytes()
 
 
-@pytest.mark.xfail(
-    reason="known: after a kill the arms that workers leave differ from one process's; open in issue 8"
-)
 def test_workers_make_what_one_process_makes_also_after_a_kill(inputs, serial, tmp_path):
     out = tmp_path / "out"
     process = start(compare(ALONE, inputs, out, "--workers", "2"))
