@@ -128,6 +128,39 @@ def test_a_ladder_with_an_open_gate_hands_on_the_projected_backbone(name: str) -
     assert all(p.grad is None for p in model.base.parameters())
 
 
+def test_the_backbones_decoder_reads_the_backbones_encoder_and_the_ladders_read_each_other() -> None:
+    """Sung et al. 2022: both halves have a ladder, and the backbone stays what it was, also where it is read."""
+    model = bed.adapted(LST(reduction=2), "t5")
+    batch = bed.batch("t5")
+    seen: dict[str, list[Tensor]] = {"own": [], "side": []}
+    # the feed-forward layer ends a block of T5
+    last = model.base.decoder.block[-1].layer[-1]
+    with torch.no_grad():
+        handle = last.register_forward_hook(lambda m, a, out: seen["own"].append(out))
+        out = model(batch)
+        with model.using():
+            base = model(batch)
+        handle.remove()
+    adapted_last, base_last = seen["own"]
+    assert torch.equal(adapted_last, base_last)
+    assert not torch.allclose(out.logits, base.logits)
+    assert out.raw.encoder_last_hidden_state.shape == base.raw.encoder_last_hidden_state.shape
+    bed.result(model, batch).pow(2).mean().backward()
+    for name, p in model.adaptations["main"].trainable().items():
+        if name.startswith("parts.0.network.encoder."):
+            assert p.grad is not None and p.grad.abs().max() > 0, name
+
+
+def test_states_of_an_encoder_that_ran_without_the_ladder_are_refused() -> None:
+    model = bed.adapted(LST(reduction=2), "t5")
+    batch = bed.batch("t5")
+    with model.using(), torch.no_grad():
+        alone = model.base.encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    inputs = {k: v for k, v in batch.items() if k not in ("input_ids", "labels")}
+    with pytest.raises(ModelError, match="Run both with it attached"):
+        model.base(encoder_outputs=alone, **inputs)
+
+
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "t5", "vit"])
 def test_a_side_network_may_be_drawn_instead_of_cut(name: str) -> None:
     """Its matrices are others than the pruned ones, as wide, and the same for the same seed."""

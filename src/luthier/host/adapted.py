@@ -300,8 +300,18 @@ class Adapted(nn.Module):
             }  # a cache written in training is written again by whatever recomputes
         return args, kwargs
 
+    def handing_both(self, ctx: Context, tower: str) -> Any:
+        """The walk that makes a tower hand on the base's states and, behind them, a side network's; None: nothing does."""
+        return next(
+            (w for w in self.stacks if w.tower == tower and w.hands_on_both and w.owner in ctx.active), None
+        )
+
     def _leave(self, base: nn.Module, args: Any, out: Any) -> None:
         ctx = self.context()
+        states = getattr(out, "encoder_last_hidden_state", None)
+        if ctx is not None and states is not None and self.structure.towers:
+            if self.handing_both(ctx, self.structure.towers[0].name) is not None:
+                out.encoder_last_hidden_state = states[:, states.shape[1] // 2 :]
         if ctx is not None and ctx.made.get("opened", (None,))[0] == "":
             CURRENT.reset(ctx.made["opened"][1])
 
@@ -358,8 +368,15 @@ class Adapted(nn.Module):
         hidden = getattr(raw, "last_hidden_state", None)
         if hidden is None:
             hidden = raw if torch.is_tensor(raw) else raw[0] if isinstance(raw, tuple) else None
-        made = ctx.prompts.get(self.structure.towers[0].name) if self.structure.towers else None
-        if hidden is not None and made is not None and made.added and self._reads and hidden.dim() == 3:
+        if hidden is None or hidden.dim() != 3 or not self._reads:
+            return hidden
+        if getattr(raw, "encoder_last_hidden_state", None) is not None:  # what the reading tower returned
+            return hidden
+        first = self.structure.towers[0].name
+        if self.handing_both(ctx, first) is not None:
+            hidden = hidden[:, hidden.shape[1] // 2 :]
+        made = ctx.prompts.get(first)
+        if made is not None and made.added:
             hidden = hidden[:, made.added :]
         return hidden
 

@@ -84,6 +84,10 @@ class Entrance:
             ctx = self.adapted.open(args, kwargs)
             ctx.made["opened"] = self.tower.name, CURRENT.set(ctx)
         if self.tower.reads is not None and kwargs.get("encoder_hidden_states") is not None:
+            walk = self.adapted.handing_both(ctx, self.tower.reads)
+            if walk is not None:
+                states, mask = kwargs["encoder_hidden_states"], kwargs.get("encoder_attention_mask")
+                kwargs = {**kwargs, "encoder_hidden_states": walk.split(states, ctx, mask)}
             kwargs = self._lengthen_read(ctx, kwargs)
         if self.tower.embedding is None or not self._active(ctx):
             return args, kwargs

@@ -26,7 +26,9 @@ class Stack(Part):
 
     blocks: callables h -> h, or `block(h, module)` to call another module with the block's own arguments; h: (rows, tokens,
     width) as it enters the first block; ts: the part's tensors by block; network: what `build` returned.
-    `frozen_blocks`: no gradient enters a block, so that their outputs may come from the prefix cache.
+    `frozen_blocks`: no gradient enters a block, so that their outputs may come from the prefix cache. Where such a part
+    walks two towers of which one reads the other, the reader's own blocks read what the base's blocks left and the side
+    modules what `run` returned: the tower then hands on both, one behind the other.
     """
 
     frozen_blocks: ClassVar[bool] = False
@@ -97,9 +99,10 @@ class Block:
         return out[0] if isinstance(out, tuple) else out
 
     def _now(self, value: Any, whose: str) -> Any:
-        """What the base's blocks, or the side modules, really returned for a placeholder."""
+        """What the base's blocks, or the side modules, really returned for a placeholder; for side modules, the side's
+        half of what another tower handed on."""
         if not isinstance(value, Later):
-            return value
+            return self.walk.aside(value) if whose == "side" else value
         out = self.done.get((whose, value.block))
         return out[value.slot] if out is not None else None
 
@@ -119,10 +122,33 @@ class Walk:
     def __init__(self, placed: Placed, adapted: Adapted, tower: str):
         self.placed, self.adapted, self.tower = placed, adapted, tower
         self.blocks = adapted.structure.tower(tower).blocks
+        walked = {a.site.tower for a in placed.ats()}
+        frozen = placed.part.frozen_blocks  # type: ignore[attr-defined]
+        self.hands_on_both = frozen and any(
+            t.reads == tower and t.name in walked for t in adapted.structure.towers
+        )
 
     @property
     def owner(self) -> str:
         return self.placed.owner
+
+    def split(self, states: Tensor, ctx: Context, mask: Tensor | None) -> Tensor:
+        """The base's half of what this tower handed on, (rows, 2 * tokens, width); the side's is kept for `aside`."""
+        n, odd = divmod(states.shape[1], 2)
+        if odd or (mask is not None and mask.shape[-1] > n):
+            raise ModelError(
+                f"{self.placed.part.name} was not active when the tower {self.tower!r} ran, but is where it is read. "
+                "Run both with it attached."
+            )
+        halves = states[:, :n], states[:, n:]
+        ctx.made[f"halves:{self.tower}"] = halves
+        return halves[0]
+
+    def aside(self, value: Any) -> Any:
+        """The side's half in the place of the base's."""
+        ctx = self.placed.ats()[0].ctx
+        halves = ctx.made.get(f"halves:{self.adapted.structure.tower(self.tower).reads}") if ctx else None
+        return halves[1] if halves is not None and value is halves[0] else value
 
 
 class Deferred:
@@ -173,6 +199,9 @@ class Deferred:
         if isinstance(network, nn.ModuleDict) and walk.tower in network:
             network = network[walk.tower]
         out = walk.placed.part.run(state["calls"], state["h"], ts, network, ctx)  # type: ignore[attr-defined]
+        if walk.hands_on_both:
+            own = state["done"]["base", self.index]
+            out = torch.cat([(own[0] if isinstance(own, tuple) else own).detach(), out], 1)
         return self._returned(module, out)
 
     def _returned(self, module: nn.Module, h: Tensor) -> Any:

@@ -5,7 +5,8 @@ W_i: (width / reduction, width)  alpha: (blocks,)  up: (width, width / reduction
 trained: (blocks + 2) * width * (width // reduction) + blocks, and the narrow layers
 No gradient enters the backbone, so its activations are not kept and its outputs may come from the prefix cache.
 Layers start as the backbone's own blocks, structurally pruned by magnitude (whole heads, largest hidden units).
-Not an identity at step 0; not a weight change: it cannot merge. Encoder-decoders get a ladder for each half.
+Not an identity at step 0; not a weight change: it cannot merge. Encoder-decoders get a ladder for each half: the
+backbone's decoder reads the backbone's encoder, the side decoder the side encoder's output.
 
 Differs: scores by magnitude, not Fisher; no side layer is dropped. `initial="random"` draws the layers and projections
 instead, as the paper's ablation does.
