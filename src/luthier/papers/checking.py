@@ -45,6 +45,7 @@ class Run:
             raise OptionError(
                 f"{self.check.id}: this function measures {', '.join(self._allowed)}, not {claim!r}. Name it in @measures."
             )
+        value = value.item() if hasattr(value, "item") else value
         self.records.append(Record(claim=claim, arm=arm, seed=seed, value=float(value), about=about))
 
     def once(self, key: Sequence[Any], function: Callable[[], Any]) -> Any:

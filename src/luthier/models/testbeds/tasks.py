@@ -1,6 +1,6 @@
 """Tasks to adapt a testbed to, none of which it was pretrained on, as `Data`.
 
-    order-a, order-b, order-c   a decoder writes three or four words in another order; three orders that need the
+    order-a, order-b, order-c   a decoder writes three or four digits in another order; three orders that need the
                                 same input, so that learning one disturbs another (`builtin:order-a` ...)
     departments                 a T5 names the department of a shop that a sentence is about: twelve kinds of
                                 things, which it knows, under four new names
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from luthier.models.testbeds.words import BAD, CITIES, DAYS, GOOD, KINDS, NAMES, THINGS, different
+from luthier.models.testbeds.words import BAD, CITIES, DAYS, GOOD, KINDS, NAMES, THINGS
 
 if TYPE_CHECKING:
     from luthier.data.split import Data, Split
@@ -91,7 +91,7 @@ def _order(name: str) -> Data:
     rng = random.Random(name)
     rows: dict[str, str] = {}
     while len(rows) < sum(ROWS.values()):
-        words = different(rng, rng.randint(3, 4))
+        words = list(map(str, rng.sample(range(10), rng.randint(3, 4))))
         rows[f"{name.replace('-', ' ')}: {' '.join(words)}"] = " ".join(ORDERS[name](words))
     task = Task(kind="text2text", modality="text", input="prompt", label="answer", metric="exact_match")
     return _data(list(rows.items()), task, name)
