@@ -32,7 +32,7 @@ def of_the_card(name):
 
 
 def test_the_text_testbeds_are_installed():
-    assert TEXT == ["llama", "t5"]
+    assert TEXT == ["bert", "gpt2", "llama", "t5"]
 
 
 @pytest.mark.parametrize("name", INSTALLED)
@@ -244,6 +244,19 @@ def test_masking_hides_the_share_asked_and_labels_it():
     assert len(hidden) == 15
     assert all(labels[i] == ids[i] for i in hidden)
     assert all(seen[i] == ids[i] for i in range(len(ids)) if i not in hidden)
+
+
+def test_a_bert_starts_with_heads_that_look_at_the_neighbours():
+    torch.manual_seed(0)
+    model = masked.model(recipe("bert")).eval()
+    model.set_attn_implementation("eager")
+    ids = torch.randint(tokens.FIRST_TEXT, tokens.VOCABULARY, (4, 60))
+    with torch.no_grad():
+        seen = model(input_ids=ids, output_attentions=True).attentions[0].mean(0)
+    for head, distance in enumerate(masked.LOOKS):
+        there = seen[head].diagonal(offset=distance).mean()
+        assert there > 0.4 > 5 * seen[head].diagonal(offset=-distance).mean()
+    assert seen[-1].max() < 0.4  # the last head is drawn
 
 
 def test_the_trigram_is_a_distribution_and_prefers_what_it_saw():

@@ -309,9 +309,9 @@ class Adapted(nn.Module):
     def _leave(self, base: nn.Module, args: Any, out: Any) -> None:
         ctx = self.context()
         states = getattr(out, "encoder_last_hidden_state", None)
-        if ctx is not None and states is not None and self.structure.towers:
-            if self.handing_both(ctx, self.structure.towers[0].name) is not None:
-                out.encoder_last_hidden_state = states[:, states.shape[1] // 2 :]
+        first = self.structure.towers[0].name if self.structure.towers else ""
+        if ctx is not None and states is not None and self.handing_both(ctx, first) is not None:
+            out.encoder_last_hidden_state = states[:, states.shape[1] // 2 :]
         if ctx is not None and ctx.made.get("opened", (None,))[0] == "":
             CURRENT.reset(ctx.made["opened"][1])
 

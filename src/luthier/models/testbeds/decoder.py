@@ -74,6 +74,13 @@ RECIPES = {
         warmup=0.04,
         corpus=CORPUS,
         mix={"short": 0.5, "short rows": 12, "long rows": 6},
+        second={
+            "steps": 3600,
+            "batch": 16,
+            "rate": 2e-3,
+            "muon": 1.5e-2,
+            "mix": {"short": 0.6, "short rows": 32, "long rows": 12},
+        },
     ),
 }
 
