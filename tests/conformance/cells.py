@@ -32,11 +32,15 @@ SMALL = 4
 ARCHITECTURES = tuple(bed.BASES)
 
 
-def small(kind: type) -> Part:
-    """The method with its integer options at most SMALL; one that does not allow that keeps its default."""
-    chosen: dict[str, int] = {}
+def small(kind: type) -> Any:
+    """A choice with its integer options at most SMALL, also of choices in it; one that does not allow that keeps its default."""
+    chosen: dict[str, Any] = {}
     for f in dataclasses.fields(kind):
-        if type(f.default) is int and f.default > SMALL:
+        if hasattr(type(f.default), "registered_kind"):
+            given = {o.name: getattr(f.default, o.name) for o in dataclasses.fields(f.default)}
+            ints = {k: SMALL for k, v in given.items() if type(v) is int and v > SMALL}
+            chosen[f.name] = dataclasses.replace(f.default, **ints)
+        elif type(f.default) is int and f.default > SMALL:
             try:
                 kind(**chosen, **{f.name: SMALL})
             except (LuthierError, ValueError):

@@ -1,21 +1,23 @@
 """The closed form of the trained count, as a method's docstring states it: `trained: EXPRESSION`, or `... per site`.
 
 Names in it: options, lengths of lists in the layout; of a site `in`, `out`, `heads`, `head_dim`, `d` (= heads * head_dim); of the
-model `width`, `blocks`, `sites`, `all`, `biases`, `norms`, `top(k)` (the last k blocks), `narrow` (a side network's layers).
+part `tensors` (how many it reads there) and `row` (numbers in a row of the first, as tokens); of the model `width`, `blocks`, `sites`, `all`, `biases`, `norms`, `top(k)` (the last k blocks), `narrow` (a side network's layers).
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+import math
 import operator
 import re
 import sys
 from typing import Any
 
 from luthier.host import Adaptation
-from luthier.host.part import Free
+from luthier.host.part import Free, spec
 from luthier.host.sites import Structure
+from luthier.sources.rows import size
 from tests.conformance.cells import Cell
 
 OPERATORS = {
@@ -53,6 +55,9 @@ def of_part(part: Any, placed: Any, structure: Structure) -> int:
             "width": tower[s.tower].width,
             "blocks": len(tower[s.tower].blocks),
         }
+        wanted = [tuple(spec(w).shape) for w in part.tensors(s, at.layout).values()]
+        if wanted and len(wanted[0]) in (2, 3):
+            own |= {"tensors": len(wanted), "row": size(part, "", wanted[0])[1]}
         total += value(expression, {**own, **names})
     if getattr(placed, "network", None) is not None:  # one for every tower
         total *= len(structure.towers)
@@ -62,8 +67,7 @@ def of_part(part: Any, placed: Any, structure: Structure) -> int:
 
 def of_model(structure: Structure, placed: Any) -> dict[str, Any]:
     """Numbers of the model's own parameters that the loss reaches, a tied one once."""
-    size = lambda shape: int(__import__("math").prod(shape))
-    owned = [(s, n, size(shape)) for s in placed.sites for n, shape in s.parameters]
+    owned = [(s, n, math.prod(shape)) for s in placed.sites for n, shape in s.parameters]
     last = {t.name: len(t.blocks) for t in structure.towers}
     return {
         "all": sum(n for _, _, n in owned),

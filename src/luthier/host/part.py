@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
@@ -93,7 +94,7 @@ class Source:
         """Tensors kept once for all sites; wanted: {site name: specs}."""
         return {}
 
-    def prepare(self, part: Part, t: T, wanted: Mapping[str, Mapping[str, Spec]], ctx: Context) -> Any:
+    def prepare(self, part: Part, t: T, wanted: Mapping[str, Mapping[str, Spec]], ctx: Context | None) -> Any:
         """Called once per forward with the shared tensors; what it returns is `made` in `make`."""
         return None
 
@@ -185,6 +186,10 @@ class Part:
 
     def phases(self) -> Sequence[Phase]:
         return (Phase("train"),)
+
+    def plain(self) -> Part:
+        """The same part without a source: it reads what it holds."""
+        return dataclasses.replace(self, source=Free())
 
     def layout(self, site: Site) -> Layout:
         """Small JSON that decides every shape and structure at a site (rank, kept tokens, masks): may change in a run."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -127,9 +127,36 @@ def statistics_for(
     adapted = Adapted(model.base)
     sites = {s.name: s for part in asking for s in part.sites(adapted.structure)}
     needs = sorted({need for part in asking for need in part.start.needs})
+    said = {need: FROM_TASK[need](model, data) for need in needs if need in FROM_TASK}
+    needs = [need for need in needs if need not in said]
+    if not needs:
+        return dict.fromkeys(sites, said)
     rows = data.train.select(range(min(CALIBRATION_ROWS, len(data.train))))
     encoded = encode(model.preprocess, rows, data.task, head=head)
-    return calibrate(adapted, sites.values(), needs, batches_of(encoded, batch_size, model.device))
+    found = calibrate(adapted, sites.values(), needs, batches_of(encoded, batch_size, model.device))
+    return {name: {**values, **said} for name, values in found.items()}
+
+
+def label_ids(model: Any, data: Any) -> list[list[int]]:
+    """The tokens of every label's name. OptionError where the task has no names for labels."""
+    if not data.task.labels:
+        raise OptionError(
+            f"start 'label_words' needs labels with names, which a task of {data.task.kind} has none of. Choose start=vocabulary."
+        )
+    tokenize = tokenizer_of(model, data)
+    return [tokenize(str(label)) for label in data.task.labels]
+
+
+def tokenizer_of(model: Any, data: Any) -> Callable[[str], list[int]]:
+    """text -> token ids, without special tokens. OptionError for a model that reads no text."""
+    tokenizer = getattr(model.preprocess, "tokenizer", None)
+    if tokenizer is None:
+        raise OptionError(f"{model.name} has no tokenizer: words are no start for it. Choose start=normal.")
+    return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+FROM_TASK: dict[str, Callable[[Any, Any], Any]] = {"label_ids": label_ids, "tokenize": tokenizer_of}
+"""What starts may need that is known without running the model: name -> function of the model and the data."""
 
 
 def batches_of(encoded: Encoded, batch_size: int, device: Any) -> Iterable[dict[str, Any]]:

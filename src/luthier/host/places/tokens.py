@@ -99,13 +99,13 @@ class DeepTokens:
         made = ctx.prompts.get(at.site.tower)
         if made is None or at.placed.key not in made.spans:
             return None
-        if made.behind is not None and made.behind.any():
-            raise ModelError(
-                f"{at.part.name} replaces prompts at every block, which padding on the left of a recurrent model moves. Give rows of one length, or a batch of one."
-            )
         start, length = made.spans[at.placed.key]
         h = args[0] if args else kwargs["hidden_states"]
         part: TokenPrompt = at.part  # type: ignore[assignment]
-        new = part.tokens_at(h[:, made.added :], at.t(ctx, h.dtype), ctx)
-        h = torch.cat([h[:, :start], new.expand(len(h), -1, -1).to(h.dtype), h[:, start + length :]], 1)
+        new = part.tokens_at(made.cut(h), at.t(ctx, h.dtype), ctx).expand(len(h), -1, -1).to(h.dtype)
+        if made.behind is None:
+            h = torch.cat([h[:, :start], new, h[:, start + length :]], 1)
+        else:  # in a recurrent tower the prompts stand behind the padding of each row
+            places = made.behind[:, None] + torch.arange(start, start + length, device=h.device)
+            h = h.scatter(1, places[..., None].expand(-1, -1, h.shape[-1]), new)
         return ((h, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": h})

@@ -7,11 +7,12 @@ Not an identity at step 0; not a weight change: it cannot merge.
 reparameterise: prefix = tanh(E W1 + b1) W2 + b2 with E: (length, d), W1: (d, inner), W2: (inner, 2 * layers * kv width).
 
 Differs: content positions start at 0 (the public code lets the library shift BERT's by the length: positions="after" does
-so); without reparameterisation keys and values begin normal with standard deviation `std`.
+so); without reparameterisation keys and values begin normal (`start`).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -20,8 +21,9 @@ from torch import Tensor
 from torch.nn.functional import dropout
 
 from luthier.errors import OptionError
-from luthier.host.part import Free, Source, Spec, method, normal, register, zeros
+from luthier.host.part import Free, Source, Spec, Start, method, normal, register, zeros
 from luthier.host.places import AttentionEdit
+from luthier.starts.normal import Normal
 
 
 @register("mlp_prefix")
@@ -69,7 +71,7 @@ class MLPPrefix(Source):
 @method("p_tuning_v2", targets="attention", rate=1e-2)
 class PTuningV2(AttentionEdit):
     length: NonNegativeInt = 20  # prefix tokens per layer
-    std: NonNegativeFloat = 0.5  # standard deviation of keys and values at the start
+    start: Start = Normal()  # keys and values before training
     prefix_dropout: NonNegativeFloat = 0.0  # dropout on the prefix while training
     reparameterise: bool = False  # make all layers' prefixes by one MLP (Li & Liang 2021)
     positions: Literal["own", "after"] = (
@@ -80,8 +82,11 @@ class PTuningV2(AttentionEdit):
         if self.reparameterise and type(self.source) is Free:
             object.__setattr__(self, "source", MLPPrefix())
 
+    def plain(self):
+        return replace(self, source=Free(), reparameterise=False)
+
     def tensors(self, site, layout):
-        return {k: Spec((site.heads, self.length, site.head_dim), normal(self.std)) for k in ("K", "V")}
+        return dict.fromkeys(("K", "V"), (site.heads, self.length, site.head_dim))
 
     def shift(self) -> int:
         return self.length if self.positions == "after" else 0

@@ -1,0 +1,1 @@
+"""Sources that methods share: where a part's numbers come from."""

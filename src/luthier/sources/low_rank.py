@@ -1,0 +1,57 @@
+"""A prompt or prefix as a product of two thin factors (Xiao et al. 2023, "Decomposed Prompt Tuning", S369).
+
+P = A B    A: (length, rank)  B: (rank, row), row: the numbers of one token    trained: tensors * rank * (length + row) per site
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+
+from luthier.errors import OptionError
+from luthier.host.part import Source, Spec, register
+from luthier.sources.rows import from_rows, shapes, size, to_rows
+
+
+@register("low_rank")
+class LowRank(Source):
+    rank: PositiveInt = 8  # at most the length and the width
+    initial: Literal["start", "random"] = (
+        "start"  # factors of what the start gives (its best of this rank), or both uniform
+    )
+    bound: PositiveFloat = 0.5  # largest value of random factors
+
+    def specs(self, part, site, layout, wanted):
+        def drawn(shape, rng):
+            return (2 * torch.rand(shape, generator=rng) - 1) * self.bound
+
+        begin = drawn if self.initial == "random" else None
+        made = {}
+        for name, spec in wanted.items():
+            length, width = size(part, name, spec.shape)
+            if self.rank > min(length, width):
+                raise OptionError(
+                    f"source low_rank: rank={self.rank} is above {min(length, width)}, the largest rank of {length} x {width} numbers at {site.name}."
+                )
+            made[f"{name}_A"] = Spec((length, self.rank), begin)
+            made[f"{name}_B"] = Spec((self.rank, width), begin)
+        return made
+
+    def begin(self, part, site, draw):
+        if self.initial == "random":
+            return {}
+        out = {}
+        for name, value in draw().items():
+            u, s, v = torch.linalg.svd(to_rows(value).double(), full_matrices=False)
+            root = s[: self.rank].sqrt()
+            out[f"{name}_A"] = (u[:, : self.rank] * root).float()
+            out[f"{name}_B"] = (root[:, None] * v[: self.rank]).float()
+        return out
+
+    def make(self, part, site, t, ctx, made=None):
+        return {
+            name: from_rows(t[f"{name}_A"] @ t[f"{name}_B"], shape)
+            for name, shape in shapes(part, site, t.layout).items()
+        }
