@@ -121,6 +121,15 @@ def test_words_of_labels_and_texts_start_a_prompt(reviews):
     table = model.base.get_input_embeddings().weight
     want = table[[flat[i % len(flat)] for i in range(5)]]
     assert torch.equal(made.at()[0].values["P"], want) and method is Prompt
+    deep = new_adaptation(
+        lt.methods.make("prompt", {"length": 5, "start": "label_words", "carrier": "deep"}),
+        model,
+        reviews,
+        Settings(),
+        None,
+        {},
+    )
+    assert len(deep.at()) > 1 and all(torch.equal(a.values["P"], want) for a in deep.at())
     with pytest.raises(OptionError, match="tokens and the prompt 5"):
         new_adaptation(
             lt.methods.make("prompt", {"length": 5, "start": "text", "start.text": "the"}),

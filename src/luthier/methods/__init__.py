@@ -64,9 +64,13 @@ def load_all() -> None:
 
 def make(name: str, settings: Mapping[str, Any] | None = None) -> Any:
     """The method `name` with options, whose values may be text. Raises OptionError naming what is wrong."""
+    from luthier.host.options import fields_of
     from luthier.host.options import make as make_options
 
-    return make_options(get(name), dict(settings or {}))
+    kind, settings = get(name), dict(settings or {})
+    if any(hasattr(fields_of(kind).get(key), "registered_kind") for key in settings):
+        load_all()  # a source or a start may be named that the method's own file does not import
+    return make_options(kind, settings)
 
 
 def __getattr__(name: str) -> Any:

@@ -38,5 +38,5 @@ def settled(adaptation: Adaptation, base: Any) -> Adaptation:
             raw.layout = a.layout
             values = source.make(old.part, a.site, raw, None, prepared)
             for name, p in b.values.items():
-                p.copy_(values[name])
+                p.data = values[name].detach().clone()  # in the precision that it was made in
     return made

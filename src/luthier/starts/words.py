@@ -1,4 +1,7 @@
-"""Starts for prompts from words: the labels' names (Lester et al. 2021), or a text."""
+"""Starts for prompts from words: the labels' names (Lester et al. 2021), or a text.
+
+At the input a token is the word's embedding; a deep prompt starts with the same rows before every block.
+"""
 
 from __future__ import annotations
 
@@ -29,17 +32,18 @@ def rows_of(
 
 @register("label_words")
 class LabelWords(Start):
-    needs = ("label_ids",)
+    needs = ("label_ids", "vocabulary")
 
     def fill(self, site, specs, weight, statistics, rng):
-        return rows_of(self.name, [i for word in statistics["label_ids"] for i in word], specs, weight)
+        ids = [i for word in statistics["label_ids"] for i in word]
+        return rows_of(self.name, ids, specs, statistics["vocabulary"])
 
 
 @register("text")
 class Text(Start):
     text: str = ""  # as many tokens as the prompt is long
 
-    needs = ("tokenize",)
+    needs = ("tokenize", "vocabulary")
 
     def fill(self, site, specs, weight, statistics, rng):
         ids = statistics["tokenize"](self.text)
@@ -48,4 +52,4 @@ class Text(Start):
             raise OptionError(
                 f"start 'text': {self.text[:60]!r} has {len(ids)} tokens and the prompt {length}. Set length={max(1, len(ids))}, or give another text."
             )
-        return rows_of(self.name, ids, specs, weight)
+        return rows_of(self.name, ids, specs, statistics["vocabulary"])

@@ -155,7 +155,19 @@ def tokenizer_of(model: Any, data: Any) -> Callable[[str], list[int]]:
     return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-FROM_TASK: dict[str, Callable[[Any, Any], Any]] = {"label_ids": label_ids, "tokenize": tokenizer_of}
+def vocabulary_of(model: Any, data: Any) -> torch.Tensor:
+    """(tokens, width): the embeddings of the model's tokens. OptionError for a model that has none."""
+    table = model.base.get_input_embeddings() if hasattr(model.base, "get_input_embeddings") else None
+    if not isinstance(table, torch.nn.Embedding):
+        raise OptionError(f"{model.name} embeds no tokens: words are no start for it. Choose start=normal.")
+    return table.weight.detach()
+
+
+FROM_TASK: dict[str, Callable[[Any, Any], Any]] = {
+    "label_ids": label_ids,
+    "tokenize": tokenizer_of,
+    "vocabulary": vocabulary_of,
+}
 """What starts may need that is known without running the model: name -> function of the model and the data."""
 
 
