@@ -99,6 +99,26 @@ def test_the_loss_is_the_mean_of_every_factor_s_cross_entropy():
     assert torch.allclose(vit.factors_loss(labels, logits), torch.stack(losses).mean())
 
 
+def test_it_starts_with_heads_that_look_at_the_four_neighbours():
+    torch.manual_seed(0)
+    model = vit.model(recipe("vit")).vit.eval()
+    model.set_attn_implementation("eager")
+    pixels, _ = images.batch(np.random.default_rng(0), 4)
+    normal = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    with torch.no_grad():
+        seen = model(pixel_values=normal, output_attentions=True).attentions[0].mean(0)
+    side = images.SIDE // 4
+    for head, (down, right) in enumerate(vit.LOOKS):
+        inside = [(r, c) for r in range(1, side - 1) for c in range(1, side - 1)]
+
+        def share(d, e, head=head, inside=inside):
+            return np.mean(
+                [float(seen[head, 1 + r * side + c, 1 + (r + d) * side + c + e]) for r, c in inside]
+            )
+
+        assert share(down, right) > 0.3 > 5 * share(-down, -right)
+
+
 def test_frozen_features_tell_the_factors_better_than_pixels(loaded):
     found = probes.factors(loaded, recipe("vit"), quick=True)
     assert found["factors right, mean"] > found["factors right, mean, pixels"] + 0.05
