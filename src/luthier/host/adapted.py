@@ -278,7 +278,11 @@ class Adapted(nn.Module):
         if like is None or like.dim() < 2:
             return
         n = like.shape[1]
-        if ctx.mask is not None and ctx.mask.shape[1] >= n:
+        went = getattr(kwargs.get("cache_params"), "luthier_next", None)
+        stateful = ctx.phase == "decode" and not ctx.seen  # a recurrent state holds no tokens to count
+        if stateful and ctx.mask is None:
+            ctx.positions = None if went is None else went + torch.arange(n, device=like.device)
+        elif ctx.mask is not None and ctx.mask.shape[1] >= n:
             ctx.positions = (ctx.mask.long().cumsum(-1) - 1).clamp(min=0)[:, -n:]
         else:
             ctx.positions = torch.arange(ctx.seen, ctx.seen + n, device=like.device)[None]
@@ -308,6 +312,9 @@ class Adapted(nn.Module):
 
     def _leave(self, base: nn.Module, args: Any, out: Any) -> None:
         ctx = self.context()
+        state = getattr(out, "cache_params", None)
+        if state is not None and ctx is not None and ctx.positions is not None:
+            state.luthier_next = ctx.positions[:, -1:] + 1  # generation goes on from it without the mask
         states = getattr(out, "encoder_last_hidden_state", None)
         first = self.structure.towers[0].name if self.structure.towers else ""
         if ctx is not None and states is not None and self.handing_both(ctx, first) is not None:

@@ -39,11 +39,13 @@ class Context:
     """`prefill`, or `decode` when the cache already holds tokens."""
     seen: int = 0
     """Tokens in the cache, prompt tokens not counted."""
+    tower: str = ""
+    """The tower whose forward is under way; empty between towers."""
     ids: Tensor | None = None
     mask: Tensor | None = None
     """(rows, tokens) as the caller gave it, without prompts."""
     positions: Tensor | None = None
-    """(1 or rows, tokens) positions of the caller's tokens."""
+    """(1 or rows, tokens) positions of the caller's tokens; None where a recurrent state does not say how far it went."""
     labels: Tensor | None = None
     given: dict[str, Any] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)

@@ -83,6 +83,7 @@ class Entrance:
         if ctx is None:  # a tower called on its own, as generation does with encoders
             ctx = self.adapted.open(args, kwargs)
             ctx.made["opened"] = self.tower.name, CURRENT.set(ctx)
+        ctx.tower = self.tower.name
         if self.tower.reads is not None and kwargs.get("encoder_hidden_states") is not None:
             walk = self.adapted.handing_both(ctx, self.tower.reads)
             if walk is not None:
@@ -120,6 +121,7 @@ class Entrance:
         ctx = self.adapted.context()
         if ctx is None:
             return None
+        ctx.tower = ""
         made = ctx.prompts.get(self.tower.name)
         if made is not None and made.added and not self.read and ctx.phase == "prefill" and out is not None:
             if self.tower.causal:

@@ -66,7 +66,7 @@ class At(nn.Module):
         """The tensors that the part reads: made by its source, cast to the activation's dtype (the small thing is cast)."""
         raw = T(self.placed.common)
         raw.update(self.values if values is None else values)
-        raw.layout = self.layout
+        raw.layout, raw.training = self.layout, self.placed.training
         source = self.part.source
         made = source.make(self.part, self.site, raw, ctx, ctx.made.get(self.placed.key) if ctx else None)
         t = T(made)

@@ -61,18 +61,27 @@ class ActivationHooks:
     def __init__(self, at: At):
         self.at, self.reads = at, ""
 
+    @property
+    def on(self) -> bool:
+        """Towers may share one embedding: an edit of it belongs to the tower of its site."""
+        at = self.at
+        if not at.on:
+            return False
+        elsewhere = at.ctx.tower not in ("", at.site.tower)  # type: ignore[union-attr]
+        return not (elsewhere and at.site.role.endswith("embedding"))
+
     def remember(self, module: Any, args: tuple, kwargs: dict) -> None:
         if self.at.on:
             self.at.ctx.inputs[self.reads] = _first(args, kwargs)  # type: ignore[union-attr]
 
     def exit(self, module: Any, args: tuple, kwargs: dict, out: Any) -> Any:
-        if not self.at.on:
+        if not self.on:
             return None
         h = self._edited(out[0] if isinstance(out, tuple) else out)
         return (h, *out[1:]) if isinstance(out, tuple) else h
 
     def entry(self, module: Any, args: tuple, kwargs: dict) -> Any:
-        if not self.at.on:
+        if not self.on:
             return None
         h = self._edited(_first(args, kwargs))
         if args:
