@@ -1,7 +1,9 @@
 """The closed form of the trained count, as a method's docstring states it: `trained: EXPRESSION`, or `... per site`.
 
-Names in it: options, lengths of lists in the layout; of a site `in`, `out`, `heads`, `head_dim`, `d` (= heads * head_dim); of the
-part `tensors` (how many it reads there) and `row` (numbers in a row of the first, as tokens); of the model `width`, `blocks`, `sites`, `all`, `biases`, `norms`, `top(k)` (the last k blocks), `narrow` (a side network's layers).
+Names in it: options, lengths of lists in the layout; of a site `in`, `out`, `heads`, `head_dim`, `d` (= heads * head_dim), of
+a selective scan `inner` and `states`; of the part `tensors` (how many it reads there), `length` and `row` (rows of the first,
+as tokens, and numbers in one); of the model `width`, `blocks`, `sites`, `all`, `biases`, `norms`, `top(k)` (the last k blocks),
+`narrow` (a side network's layers).
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ def of_part(part: Any, placed: Any, structure: Structure) -> int:
         s = at.site
         own = {k: len(v) for k, v in at.layout.items() if isinstance(v, list)}
         own |= {"inputs": s.in_features, "outputs": s.out_features, "heads": s.heads, "head_dim": s.head_dim}
+        own |= dict(zip(("inner", "states"), dict(s.parameters).get("A_log", ()), strict=False))
         own |= {
             "d": s.heads * s.head_dim,
             "width": tower[s.tower].width,
@@ -57,7 +60,8 @@ def of_part(part: Any, placed: Any, structure: Structure) -> int:
         }
         wanted = [tuple(spec(w).shape) for w in part.tensors(s, at.layout).values()]
         if wanted and len(wanted[0]) in (2, 3):
-            own |= {"tensors": len(wanted), "row": size(part, "", wanted[0])[1]}
+            length, row = size(part, "", wanted[0])
+            own |= {"tensors": len(wanted), "length": length, "row": row}
         total += value(expression, {**own, **names})
     if getattr(placed, "network", None) is not None:  # one for every tower
         total *= len(structure.towers)

@@ -26,6 +26,7 @@ class Reason(StrEnum):
     NO_PARAMETER = "has such parameters"
     NO_PARTNER = "which the block of"
     NO_BLOCKS = "list of blocks"
+    NO_SCAN = "no layer with a selective scan"
     NO_MIXING = "lets one token read another"
     NO_ATTENTION_BLOCKS = "not attention blocks"
     NO_INTERFACE = "Transformers' attention interface"

@@ -27,6 +27,7 @@ PLACES = {
     "ActivationEdit": "activation",
     "TokenPrompt": "tokens",
     "AttentionEdit": "attention",
+    "StateEdit": "state",
     "Stack": "stack",
     "OutputHead": "output",
 }

@@ -89,7 +89,8 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        given, kept = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        saved = ctx.saved_tensors  # read once: whatever recomputes gives each tensor out once
+        given, kept = saved[:6], saved[6:]
         if torch.is_grad_enabled():  # gradients of these gradients are wanted
             wanted = [t for t, need in zip(given, ctx.needs_input_grad, strict=True) if need]
             found = iter(

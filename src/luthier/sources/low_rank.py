@@ -11,15 +11,15 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 
 from luthier.errors import OptionError
-from luthier.host.part import Source, Spec, register
+from luthier.host.part import Source, Spec, register, zeros
 from luthier.sources.rows import from_rows, shapes, size, to_rows
 
 
 @register("low_rank")
 class LowRank(Source):
     rank: PositiveInt = 8  # at most the length and the width
-    initial: Literal["start", "random"] = (
-        "start"  # factors of what the start gives (its best of this rank), or both uniform
+    initial: Literal["start", "random", "zero"] = (
+        "start"  # factors of what the start gives (its best of this rank), both uniform, or A zero and B uniform
     )
     bound: PositiveFloat = 0.5  # largest value of random factors
 
@@ -27,7 +27,10 @@ class LowRank(Source):
         def drawn(shape, rng):
             return (2 * torch.rand(shape, generator=rng) - 1) * self.bound
 
-        begin = drawn if self.initial == "random" else None
+        def kaiming(shape, rng):
+            return (2 * torch.rand(shape, generator=rng) - 1) / shape[-1] ** 0.5
+
+        first, second = {"random": (drawn, drawn), "zero": (zeros, kaiming)}.get(self.initial, (None, None))
         made = {}
         for name, spec in wanted.items():
             length, width = size(part, name, spec.shape)
@@ -35,15 +38,19 @@ class LowRank(Source):
                 raise OptionError(
                     f"source low_rank: rank={self.rank} is above {min(length, width)}, the largest rank of {length} x {width} numbers at {site.name}."
                 )
-            made[f"{name}_A"] = Spec((length, self.rank), begin)
-            made[f"{name}_B"] = Spec((self.rank, width), begin)
+            made[f"{name}_A"] = Spec((length, self.rank), first)
+            made[f"{name}_B"] = Spec((self.rank, width), second)
         return made
 
     def begin(self, part, site, draw):
-        if self.initial == "random":
+        if self.initial != "start":
             return {}
         out = {}
         for name, value in draw().items():
+            if not value.any():
+                raise OptionError(
+                    f"source low_rank: {part.name} starts {name} at zero, and two factors of zero never train. Set source.initial=zero."
+                )
             u, s, v = torch.linalg.svd(to_rows(value).double(), full_matrices=False)
             root = s[: self.rank].sqrt()
             out[f"{name}_A"] = (u[:, : self.rank] * root).float()

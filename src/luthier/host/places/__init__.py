@@ -5,9 +5,11 @@ from luthier.host.places.attention import AttentionEdit
 from luthier.host.places.factored import Factors
 from luthier.host.places.output import OutputHead
 from luthier.host.places.stack import Stack
+from luthier.host.places.state import StateEdit
 from luthier.host.places.tokens import TokenPrompt
 from luthier.host.places.weight import Subset, WeightEdit
 
 __all__ = [
-    "ActivationEdit", "AttentionEdit", "Factors", "OutputHead", "Stack", "Subset", "TokenPrompt", "WeightEdit",
+    "ActivationEdit", "AttentionEdit", "Factors", "OutputHead", "Stack", "StateEdit", "Subset", "TokenPrompt",
+    "WeightEdit",
 ]  # fmt: skip
