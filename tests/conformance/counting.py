@@ -1,7 +1,7 @@
 """The closed form of the trained count, as a method's docstring states it: `trained: EXPRESSION`, or `... per site`.
 
 Names in it: options, lengths of lists in the layout; of a site `in`, `out`, `heads`, `head_dim`, `d` (= heads * head_dim); of the
-part `tensors` (how many it reads there) and `row` (numbers in a row of the first, as tokens); of the model `width`, `blocks`, `sites`, `all`, `biases`, `norms`, `top(k)` (the last k blocks), `narrow` (a side network's layers).
+part `tensors` (how many it reads there) and `row` (numbers in a row of the first, as tokens); of the model `width`, `blocks`, `sites`, `kinds` (sites that differ in more than numbers), `all`, `biases`, `norms`, `top(k)` (the last k blocks), `narrow` (a side network's layers).
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def of_part(part: Any, placed: Any, structure: Structure) -> int:
         k: v for k, v in vars(part.source).items() if isinstance(v, int)
     }
     names["sites"] = len(placed.sites)
+    names["kinds"] = len({re.sub(r"\d+", "", s.name) for s in placed.sites})
     names |= of_model(structure, placed)
     total = 0
     for at in placed.ats() if each else placed.ats()[:1]:
