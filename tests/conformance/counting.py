@@ -2,7 +2,8 @@
 
 Names in it: options, lengths of lists in the layout; of a site `in`, `out`, `heads`, `head_dim`, `d` (= heads * head_dim), of
 a selective scan `inner` and `states`; of the part `tensors` (how many it reads there), `length` and `row` (rows of the first,
-as tokens, and numbers in one); of the model `width`, `blocks`, `sites`, `all`, `biases`, `norms`, `top(k)` (the last k blocks),
+as tokens, and numbers in one); of the model `width`, `blocks`, `sites`, `kinds` (sites that
+differ in more than numbers), `all`, `biases`, `norms`, `top(k)` (the last k blocks),
 `narrow` (a side network's layers).
 """
 
@@ -44,6 +45,7 @@ def of_part(part: Any, placed: Any, structure: Structure) -> int:
         k: v for k, v in vars(part.source).items() if isinstance(v, int)
     }
     names["sites"] = len(placed.sites)
+    names["kinds"] = len({re.sub(r"\d+", "", s.name) for s in placed.sites})
     names |= of_model(structure, placed)
     total = 0
     for at in placed.ats() if each else placed.ats()[:1]:

@@ -23,12 +23,18 @@ class Split:
              of numbers
     targets  (rows,) int64 class indices; (rows,) float32 values; (rows, classes) float32 of 0 and 1,
              multi-label; list of texts, text2text; list of (words,) int64 tag indices, tagging; None where the rows came without labels
+    attributes  (rows,) or (rows, attributes) int64: labels that an adaptation is told with every row (control prefixes); or None
     """
 
     inputs: "list[str] | list[tuple[str, ...]] | np.ndarray"
     targets: "np.ndarray | list[str] | list[np.ndarray] | None" = None
+    attributes: "np.ndarray | None" = None
 
     def __post_init__(self) -> None:
+        if self.attributes is not None and len(self.inputs) != len(self.attributes):
+            raise DataError(
+                f"{len(self.inputs)} inputs with {len(self.attributes)} attributes: one entry a row"
+            )
         if self.targets is not None and len(self.inputs) != len(self.targets):
             raise DataError(f"{len(self.inputs)} inputs with {len(self.targets)} targets: one target a row")
 
@@ -46,7 +52,10 @@ class Split:
         at = np.asarray(indices)
         if at.dtype == bool:
             at = np.flatnonzero(at)
-        return Split(_take(self.inputs, at), None if self.targets is None else _take(self.targets, at))
+        targets = None if self.targets is None else _take(self.targets, at)
+        return Split(
+            _take(self.inputs, at), targets, None if self.attributes is None else self.attributes[at]
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -54,6 +63,8 @@ class Split:
         state = hashlib.sha256(b"luthier split 1")
         _feed(state, self.inputs)
         _feed(state, self.targets)
+        if self.attributes is not None:
+            _feed(state, self.attributes)
         return state.hexdigest()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,41 @@ if TYPE_CHECKING:
     from luthier.host.placed import At, Placed
 
 PREFIX = "luthier_"
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What one layer's attention read. q: (rows, heads, tokens, dim); k, v: (rows, kv heads, length, dim)."""
+
+    module: nn.Module
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    """bool, or what is added to the scores: (rows or 1, heads or 1, tokens, length); None: everything is seen."""
+    scaling: float
+    """What the scores are multiplied by: usually dim ** -0.5, 1 in T5."""
+    position_bias: Tensor | None = None
+    """Added to the scores besides the mask."""
+
+    def log_mass(self) -> Tensor:
+        """(rows, heads, tokens): log sum exp of the scores that attention put through its softmax; hugely negative where
+        nothing is seen. In float32 or more; the scores of one layer are held at once, as unfused attention holds them."""
+        work = torch.promote_types(self.q.dtype, torch.float32)
+        kv = self.k.shape[1]
+        q = self.q.to(work).unflatten(1, (kv, -1)) * self.scaling
+        scores = (q @ self.k.to(work).mT[:, :, None]).flatten(1, 2)
+        if self.position_bias is not None:
+            scores = scores + self.position_bias
+        if self.mask is not None:
+            hidden = ~self.mask if self.mask.dtype == torch.bool else self.mask <= LEAST
+            scores = scores if self.mask.dtype == torch.bool else scores + self.mask
+            scores = scores.masked_fill(hidden, torch.finfo(work).min / 2)
+        return torch.logsumexp(scores, -1)
+
+
+LEAST = -1e4
+"""A mask that adds this or less hides a key; masks in half precision add no less than -65,504."""
 
 
 class AttentionPort:
@@ -177,8 +213,28 @@ def luthier_attention(
     out, weights = _inner(module, port.inner)(module, q, k, v, mask, **kwargs)
     for at, ctx in on:
         if at.part.attend is not None:  # type: ignore[attr-defined]
-            out = at.blend(at.part.attend(q, k, v, mask, out, at.t(ctx, k.dtype), ctx), out, ctx)  # type: ignore[attr-defined]
+            seen = _attended(module, q, k, v, mask, kwargs)
+            out = at.blend(at.part.attend(seen, out, at.t(ctx, k.dtype), ctx), out, ctx)  # type: ignore[attr-defined]
     return out, weights
+
+
+def _attended(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
+) -> Attended:
+    """What an edit of the output is told. Raises where scores are more than products, a bias and a mask."""
+    name = type(module).__name__
+    if odd := [a for a in ("softcap", "s_aux") if kwargs.get(a) is not None]:
+        raise ModelError(
+            f"{name} bends its attention scores ({odd[0]}), which an edit of attention's output does not know. Choose key/value prefixes."
+        )
+    causal = getattr(module, "is_causal", False) and mask is None and q.shape[-2] > 1
+    if causal or (mask is not None and mask.dim() != 4):
+        raise ModelError(
+            f"{name} gave attention no explicit mask over queries and keys, which an edit of its output reads. Use attn_implementation='sdpa'."
+        )
+    scaling = kwargs.get("scaling")
+    scaling = q.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    return Attended(module, q, k, v, mask, scaling, kwargs.get("position_bias"))
 
 
 def _lengthened(

@@ -17,7 +17,18 @@ CURRENT: ContextVar[Context | None] = ContextVar("luthier_context", default=None
 """A ContextVar, so that two threads which share a model do not read each other's context."""
 
 GIVEN = frozenset(
-    {"adaptation", "answers", "example", "instruction", "labels", "phase", "task", "text", "weights"}
+    {
+        "adaptation",
+        "answers",
+        "attributes",
+        "example",
+        "instruction",
+        "labels",
+        "phase",
+        "task",
+        "text",
+        "weights",
+    }
 )
 """Keys of a batch that are context and never reach the base's forward."""
 

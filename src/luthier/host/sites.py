@@ -37,6 +37,8 @@ class Site:
     head_dim: int = 0
     parameters: tuple[tuple[str, tuple[int, ...]], ...] = ()
     """The module's own parameters: (name, shape)."""
+    scaling: float = 0.0
+    """What attention multiplies its scores by, at attention sites."""
 
     def card(self) -> dict[str, Any]:
         return asdict(self)

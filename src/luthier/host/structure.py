@@ -183,7 +183,7 @@ def _block_sites(block: nn.Module, path: str) -> list[tuple[str, str, dict]]:
         )
         attention[name] = prefix
         dim, heads = _heads(module, children, k, fused, q)
-        out.append((name, prefix, {"heads": heads, "head_dim": dim}))
+        out.append((name, prefix, {"heads": heads, "head_dim": dim, "scaling": _scaling(module, dim)}))
         if fused and not q:
             out.append((f"{name}.{fused}", f"{prefix}.qkv", {"slices": _slices(children[fused], dim, heads)}))
         elif mixed:
@@ -246,6 +246,12 @@ def _heads(
     if dim and k:
         return dim, _out(children[k]) // dim
     return dim, kv if isinstance(kv, int) else count
+
+
+def _scaling(module: nn.Module, dim: int) -> float:
+    """What an attention module multiplies its scores by: as it says, or dim ** -0.5."""
+    own = getattr(module, "scaling", None)
+    return float(own) if isinstance(own, (int, float)) else dim**-0.5 if dim else 0.0
 
 
 def _slices(module: nn.Module, dim: int, heads: int) -> dict[str, tuple[int, int]]:
@@ -382,7 +388,21 @@ def _make(
         sizes = (_in(inner[0]), _in(inner[0])) if inner else sizes
     heads, dim = extra.get("heads", 0), extra.get("head_dim", 0)
     turned = is_transposed(module)
-    whole = Site(path, path, role, tower, layer, sizes[0], sizes[1], None, turned, heads, dim, own)
+    whole = Site(
+        path,
+        path,
+        role,
+        tower,
+        layer,
+        sizes[0],
+        sizes[1],
+        None,
+        turned,
+        heads,
+        dim,
+        own,
+        extra.get("scaling", 0.0),
+    )
     prefix = role.rpartition(".")[0]
     return [
         whole,

@@ -82,6 +82,9 @@ def encode(pre: Any, split: Any, task: Any, *, targets: bool = True, head: Any =
     else:
         rows = plain_rows(split.inputs) if pre is None else pre.encode(split.inputs)
         labels = target_tensor(split.targets, task) if targets else None
+    if (attributes := getattr(split, "attributes", None)) is not None:
+        for row, own in zip(rows, attributes, strict=True):
+            row["attributes"] = own
     report = pre.report(rows) if pre is not None and hasattr(pre, "report") else {}
     lengths = np.array([row_length(r) + more for r in rows], dtype=np.int64)
     digest = str(getattr(split, "digest", ""))

@@ -85,10 +85,12 @@ class Answers:
     def joined(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         """One sequence per class; of a decoder, `instruction` marks the input."""
         front = list(row["input_ids"])
+        told = {k: row[k] for k in ("attributes",) if k in row}
         if self.apart:
-            return [{**answer, "input_ids": front} for answer in self.rows]
+            return [{**answer, **told, "input_ids": front} for answer in self.rows]
         return [
             {
+                **told,
                 "input_ids": front + ids,
                 "instruction": [1] * len(front) + [0] * len(ids),
                 "labels": [IGNORED] * len(front) + ids,

@@ -23,7 +23,7 @@ POSITIONS = re.compile(r"(^|\.)(wpe|(embed_)?positions?(_embeddings?)?|pos_emb(e
 
 class AttentionEdit(Part):
     """keys_values(t, ctx) -> two of (heads, length, head_dim) or (rows, heads, length, head_dim), never masked;
-    or attend(q, k, v, mask, out, t, ctx) -> out, (rows, tokens, heads, head_dim).
+    or attend(seen, out, t, ctx) -> out, (rows, tokens, heads, head_dim); seen: `luthier.host.bridge.Attended`.
 
     Content positions start at 0: prefixes take none, unless `shift` says by how many they move.
     """
