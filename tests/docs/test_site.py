@@ -96,3 +96,22 @@ def test_the_site_is_built_whole_and_loads_nothing_from_elsewhere(tmp_path):
             assert ((built / name).parent / target).exists(), f"{name} -> {target}"
     assert (built / "js" / "index.js").read_text(encoding="utf-8").startswith("window.PAGES = [[")
     assert not any("//" in p.read_text() and "http" in p.read_text() for p in built.rglob("*.css"))
+
+
+def test_the_page_of_prompts_names_every_method_carrier_source_and_start_of_the_family():
+    """What the index and the registry have, the page has."""
+    import luthier as lt
+    from luthier.host import Part
+    from luthier.host.part import Source, Start
+
+    said = (ROOT / "docs" / "prompts.md").read_text(encoding="utf-8")
+    lt.methods.load_all()
+    folders = ("prompts", "prefixes", "states")
+    names = [n for n, e in lt.methods.entries().items() if e["module"].split(".")[2] in folders]
+    assert len(names) > 10 and not [n for n in names if n != "prompt" and f"| `{n}` |" not in said]
+    from luthier.host.options import known
+    from luthier.methods.prompts.prompt import CARRIERS
+
+    assert known(Part) and not [c for c in CARRIERS if f"| `{c}` |" not in said]
+    starts = [n for n in known(Start) if n not in ("zero", "pretrained")]
+    assert not [n for n in (*known(Source), *starts) if f"`{n}`" not in said]
