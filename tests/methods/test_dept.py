@@ -139,7 +139,7 @@ def test_the_two_parts_have_rates_of_their_own(rate, prompt, shift):
     named["main.parts.2.at.output.values.weight"] = torch.nn.Parameter(torch.zeros(2))
     found = {
         n.split(".")[-1]: g["lr"]
-        for g in method.two_rates(named, Run()).param_groups
+        for g in method.adamw_at_two_rates(named, Run()).param_groups
         for n in g["param_names"]
     }
     assert found == pytest.approx({"P": prompt, "A": shift, "B": shift, "weight": 7.0})

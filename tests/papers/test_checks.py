@@ -19,7 +19,7 @@ from luthier.papers import digest, results
 from luthier.papers.catalogue import deliveries, row
 from luthier.papers.check import Check, check, ids
 from luthier.papers.checking import Run, measure
-from luthier.papers.claims import AtLeast, AtMost, Beats, Equals, interval
+from luthier.papers.claims import AtLeast, AtMost, Beats, Equals, WithinError, interval
 
 FIGURES = st.lists(st.floats(-1, 1), min_size=1, max_size=6)
 
@@ -78,6 +78,23 @@ def test_a_comparison_needs_all_seeds_of_both_arms() -> None:
     assert Beats("c", "", arm="a", over="b", by=-0.02).judge(records(a=[0.5] * 3, b=[0.51] * 3)).holds
     with pytest.raises(OptionError, match="two figures of 'a' at seed 0"):
         claim.judge([*records(a=[1]), *records(a=[0])])
+
+
+def test_within_a_standard_error_is_of_the_paired_differences() -> None:
+    base = {"b": [0.0, 0.0, 0.0]}
+    low, error = [-0.1, 0.0, 0.1], 0.1 / 3**0.5
+    for shift, errors, holds in (
+        (-0.99 * error, 1.0, True),
+        (-1.01 * error, 1.0, False),
+        (1.01 * error, -1.0, True),
+        (0.99 * error, -1.0, False),
+    ):
+        claim = WithinError("c", "", arm="a", over="b", errors=errors)
+        assert claim.judge(records(a=[v + shift for v in low], **base)).holds == holds
+    claim = WithinError("c", "", arm="a", over="b", seeds=1)
+    assert not claim.judge(records(a=[1], b=[0])).holds  # one seed has no standard error
+    assert not claim.judge(records(a=[1, 1, math.nan], **base)).holds
+    assert not claim.judge(records(a=[1, 1, 1, 1], **base)).holds
 
 
 def test_the_interval_is_students() -> None:

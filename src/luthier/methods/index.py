@@ -131,8 +131,8 @@ def title_of(name: str, doc: str) -> str:
 
 
 def place(cls: type) -> str:
-    """The word for the place that `cls` derives from; 'several' where that is not one place."""
-    return next((PLACES[c.__name__] for c in cls.__mro__ if c.__name__ in PLACES), "several")
+    """The words for the places that `cls` derives from; 'several' where its parts say."""
+    return " + ".join(PLACES[c.__name__] for c in cls.__mro__ if c.__name__ in PLACES) or "several"
 
 
 def signal(phases: list[Any]) -> str:

@@ -142,8 +142,30 @@ class Beats(Claim):
         mean = fmean(gaps)
         low, high = interval(gaps)
         enough = len(pairs) >= self.seeds and mine.keys() == others.keys()
-        above = mean > self.by or (self.ties and math.isclose(mean, self.by, abs_tol=1e-12))
-        return Verdict(mean, self.threshold, enough and above, low, high, arms)
+        return Verdict(mean, self.threshold, enough and self._above(gaps), low, high, arms)
+
+    def _above(self, gaps: list[float]) -> bool:
+        mean = fmean(gaps)
+        return mean > self.by or (self.ties and math.isclose(mean, self.by, abs_tol=1e-12))
+
+
+@dataclass(frozen=True)
+class WithinError(Beats):
+    """`arm` is at least `over` plus `by`, less `errors` standard errors of the differences, paired by seed.
+
+    A negative `errors` says "above by at least so many".
+    """
+
+    errors: float = 1.0
+
+    @property
+    def threshold(self) -> str:
+        return f"{self.arm} - {self.over} at least {self.by:g} - {self.errors:g} standard errors"
+
+    def _above(self, gaps: list[float]) -> bool:
+        if len(gaps) < 2 or not all(map(math.isfinite, gaps)):
+            return False
+        return fmean(gaps) >= self.by - self.errors * stdev(gaps) / math.sqrt(len(gaps)) - 1e-12
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,9 @@ class DePT(Method):
         )
 
     def phases(self):
-        return (Phase("train", optimiser=self.two_rates),)
+        return (Phase("train", optimiser=self.adamw_at_two_rates),)
 
-    def two_rates(self, named, run):
+    def adamw_at_two_rates(self, named, run):
         """AdamW: the prompt at its own rate or the run's, A and B at `shift_rate` times that."""
         prompt, shift = (next((run.rates(n)[0] for n in named if f".parts.{i}." in n), None) for i in (0, 1))
         factor = self.shift_rate * prompt / shift if prompt and shift else 1.0

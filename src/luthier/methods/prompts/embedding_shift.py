@@ -12,7 +12,7 @@ changes nothing, and a longer input is refused.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat
@@ -23,6 +23,9 @@ from luthier.host.part import Spec, Start, method, zero
 from luthier.host.places import ActivationEdit
 from luthier.host.sites import Site
 from luthier.sources.linear import uniform
+
+if TYPE_CHECKING:
+    from luthier.host.context import Context
 
 
 @method("embedding_shift", targets="embedding", rate=5e-3, identity_start=True)
@@ -38,15 +41,7 @@ class EmbeddingShift(ActivationEdit):
 
     def check(self, sites):
         for s in sites:
-            if s.role != "embedding":
-                raise OptionError(
-                    f"{self.name} shifts embedded input, and {s.name} is {s.role!r}. Leave targets=embedding."
-                )
-            if not 0 < self.rank_at(s) <= min(self.max_positions, s.out_features):
-                raise OptionError(
-                    f"{self.name}: the rank is {self.rank_at(s)} for {self.max_positions} positions and the width {s.out_features} of {s.name}: "
-                    "it must be from 1 to the smaller of the two. Set rank, or another length, budget or max_positions."
-                )
+            fits(self, s, self.rank_at(s))
 
     def tensors(self, site, layout):
         rank = self.rank_at(site)
@@ -56,24 +51,42 @@ class EmbeddingShift(ActivationEdit):
         }
 
     def edit(self, h, t, ctx):
-        table = self.alpha / t.A.shape[-1] ** 0.5 * t.A @ t.B
-        return h + looked_up(table, self.positions(h, ctx))
+        return shifted(h, table(self.alpha, t.A, t.B), ctx, self)
 
-    def positions(self, h, ctx) -> Tensor:
-        """(1 or rows, tokens): where the tokens of h stand in their rows."""
-        found = ctx.positions
-        if found is None:
+
+def fits(part: Any, site: Site, rank: int) -> None:
+    """OptionError where a shift of this rank has no sense at a site."""
+    if site.role != "embedding":
+        raise OptionError(
+            f"{part.name} shifts embedded input, and {site.name} is {site.role!r}. Leave targets=embedding."
+        )
+    if not 0 < rank <= min(part.max_positions, site.out_features):
+        raise OptionError(
+            f"{part.name}: the rank is {rank} for {part.max_positions} positions and the width {site.out_features} of {site.name}: "
+            "it must be from 1 to the smaller of the two. Set rank, or another length, budget or max_positions."
+        )
+
+
+def table(alpha: float, A: Tensor, B: Tensor) -> Tensor:
+    """c A B: (..., positions, width)."""
+    return alpha / A.shape[-1] ** 0.5 * A @ B
+
+
+def shifted(h: Tensor, shift: Tensor, ctx: Context, part: Any) -> Tensor:
+    """h: (rows, tokens, width) plus the shift of each token's position."""
+    found = ctx.positions
+    if found is None:
+        raise RunError(
+            f"{part.name} counts positions, and this forward goes on from a state without saying where. Give it the attention_mask of the whole sequence."
+        )
+    longest = max(ctx.seen + h.shape[1], 0 if ctx.mask is None else ctx.mask.shape[1])
+    if longest > part.max_positions:  # with padding perhaps: only then is it worth asking the device
+        last = int(found.max()) + 1
+        if last > part.max_positions:
             raise RunError(
-                f"{self.name} counts positions, and this forward goes on from a state without saying where. Give it the attention_mask of the whole sequence."
+                f"{part.name} has {part.max_positions} positions, and a row here has {last} tokens. Give shorter inputs (max_length), or train with max_positions={last} or more."
             )
-        longest = max(ctx.seen + h.shape[1], 0 if ctx.mask is None else ctx.mask.shape[1])
-        if longest > self.max_positions:  # with padding perhaps: only then is it worth asking the device
-            last = int(found.max()) + 1
-            if last > self.max_positions:
-                raise RunError(
-                    f"{self.name} has {self.max_positions} positions, and a row here has {last} tokens. Give shorter inputs (max_length), or train with max_positions={last} or more."
-                )
-        return found
+    return h + looked_up(shift, found)
 
 
 def looked_up(table: Tensor, positions: Tensor) -> Tensor:
