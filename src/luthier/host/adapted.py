@@ -83,7 +83,7 @@ class Adapted(nn.Module):
         self.merged: dict[str, Any] = {}
         self._handles: dict[str, list[Any]] = {}
         self._own: list[Any] = []
-        self._flags: tuple[list[bool], list[bool]] | None = None
+        self._flags: tuple[dict[str, bool], list[bool]] | None = None
         self._recompute: list[Any] = []
 
     # -- attach and detach
@@ -143,8 +143,8 @@ class Adapted(nn.Module):
             self.detach(name)
 
     def _begin(self) -> None:
-        parameters, modules = list(self.base.parameters()), list(self.base.modules())
-        self._flags = [p.requires_grad for p in parameters], [m.training for m in modules]
+        parameters = self.base.named_parameters(remove_duplicate=False)
+        self._flags = {n: p.requires_grad for n, p in parameters}, [m.training for m in self.base.modules()]
         self.structure = structure_of(self.base)
         self.base.requires_grad_(False).eval()
         self._own = [self.base.register_forward_pre_hook(self._enter, with_kwargs=True)]
@@ -163,8 +163,8 @@ class Adapted(nn.Module):
         self.checkpoint(False)
         self._own, self.entrances, self.signatures = [], [], {}
         if self._flags is not None:
-            for p, flag in zip(self.base.parameters(), self._flags[0], strict=True):
-                p.requires_grad_(flag)
+            for name, p in self.base.named_parameters(remove_duplicate=False):
+                p.requires_grad_(self._flags[0][name])  # by name: a merged copy keeps parameters of its own
             for m, training in zip(self.base.modules(), self._flags[1], strict=True):
                 m.training = training
             self._flags = None

@@ -78,15 +78,18 @@ def merge(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
                     f"Merging {name!r} would make {path}.{key} infinite or NaN; nothing was merged."
                 )
     kept: dict[str, dict[str, nn.Parameter]] = {}
+    shared: dict[int, list[nn.Parameter]] = {}
     for path, tensors in new.items():
         module = adapted.base.get_submodule(path)
         for key, value in tensors.items():
             old = module._parameters[key]
             if value is not old and old is not None:
                 kept.setdefault(path, {})[key] = old
-                module._parameters[key] = nn.Parameter(
-                    value.detach().to(old.dtype).clone(), requires_grad=False
-                )
+                made = nn.Parameter(value.detach().to(old.dtype).clone(), requires_grad=False)
+                # modules that shared the old parameter and change alike go on sharing
+                alike = [p for p in shared.setdefault(id(old), []) if torch.equal(p, made)]
+                shared[id(old)].append(made)
+                module._parameters[key] = alike[0] if alike else made
     adapted.merged[name] = kept
     for path, replaced in kept.items():
         adapted.ports[path].kept[name] = replaced
