@@ -65,7 +65,9 @@ def load_all() -> None:
 def make(name: str, settings: Mapping[str, Any] | None = None) -> Any:
     """The method `name` with options, whose values may be text. Raises OptionError naming what is wrong."""
     from luthier.host.options import make as make_options
+    from luthier.methods.index import import_choices
 
+    import_choices()
     return make_options(get(name), dict(settings or {}))
 
 
