@@ -1,6 +1,7 @@
 """What luthier writes, the real peft opens, and its outputs are ours to 1e-5."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,12 @@ from luthier.host.part import Start
 from luthier.methods.adapters.bottleneck import Adapter
 from luthier.methods.low_rank.lora import LoRA
 from luthier.methods.prefixes.p_tuning_v2 import PTuningV2
+from luthier.methods.prompts.dpt import DPT
+from luthier.methods.prompts.mpt import MPT
 from luthier.methods.prompts.prompt_tuning import PromptTuning
+from luthier.methods.prompts.residual_prompt import ResidualPrompt
+from luthier.methods.prompts.spt import SPT
+from luthier.methods.prompts.xpe import XPE
 from luthier.methods.prompts.xprompt import XPrompt
 from luthier.methods.scaling.ia3 import IA3, ScaledOutputs
 from tests.host import bed
@@ -54,6 +60,24 @@ def test_peft_computes_what_luthier_does_and_the_way_back_too(name, key, tmp_pat
     assert all(
         "filled with zeros" in n for n in back.about["notes"]
     )  # a slice has another rank than the whole
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+@pytest.mark.parametrize("kind", [DPT, MPT, ResidualPrompt, SPT, XPE], ids=lambda k: k.name)
+def test_a_prompt_made_by_a_source_is_settled_on_the_way(name, kind, tmp_path):
+    source = kind().source
+    made = fresh(name, kind(length=4, source=replace(source, rank=2) if kind is DPT else source))
+    assert to_peft(made, bed.base(name), tmp_path / "a") == []
+    z = theirs(opened(name, tmp_path / "a"), name)
+    same(name, ours(made, name), z)
+    back = from_peft(tmp_path / "a", bed.base(name))
+    assert back.method == PromptTuning(length=4)
+    same(name, ours(back, name), z)
+
+
+def test_a_scaled_prompt_inside_the_model_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="in front of the embedded text"):
+        to_peft(fresh("bert", SPT(length=3, inner=1)), bed.base("bert"), tmp_path / "a")
 
 
 def test_peft_adapts_exactly_the_chosen_modules(tmp_path):

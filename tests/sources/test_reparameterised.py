@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -163,3 +166,12 @@ def test_an_inner_scaled_prompt_stands_at_its_block():
     assert not torch.allclose(only, both, atol=1e-4)
     with pytest.raises(OptionError, match="Choose 1 to 2"):
         Adaptation.new(SPT(length=3, inner=3), base)
+
+
+def test_a_source_is_found_by_its_name_in_a_fresh_process():
+    code = (
+        "import luthier as lt; "
+        "m = lt.methods.make('prompt', {'source': 'encoder', 'source.share': '0.7', 'start': 'uniform'}); "
+        "assert (m.source.name, m.source.share, m.start.name) == ('encoder', 0.7, 'uniform')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

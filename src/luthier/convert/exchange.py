@@ -26,7 +26,7 @@ PARTS = {
     "lora": "LORA",
     "scaled_outputs": "IA3",
     "scaled_inputs": "IA3",
-    "prompt_tuning": "PROMPT_TUNING",
+    **dict.fromkeys(("prompt_tuning", "dpt", "mpt", "residual_prompt", "spt", "xpe"), "PROMPT_TUNING"),
     "p_tuning_v2": "PREFIX_TUNING",
 }
 """Registered name of a part -> peft's type. A subclass has a name of its own, and so does not slip in."""

@@ -46,6 +46,7 @@ class Piece:
                     continue
                 raw = T(placed.common)
                 raw.update(values)
+                raw.layout = at.layout
                 out.append((at.site, dict(source.make(self.part, at.site, raw, None, ready))))
         except AttributeError:
             raise ModelError(

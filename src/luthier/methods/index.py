@@ -45,17 +45,22 @@ BEGIN, END = "<!-- methods: begin (written by: make methods) -->", "<!-- methods
 def import_all() -> None:
     """Import every module below luthier.methods, so that each registers what it defines."""
     # Starts and sources are named in cards too, and a method's file need not import all of them.
-    for room in ("luthier.starts", "luthier.sources"):
-        if find_spec(room):
-            package = import_module(room)
-            for found in pkgutil.iter_modules(package.__path__, f"{room}."):
-                import_module(found.name)
+    import_choices()
     # By file: pkgutil does not enter folders without an __init__.py, as the folders of methods are.
     root = Path(__file__).parent
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         if path.name not in ("__init__.py", Path(__file__).name):
             import_module(".".join(["luthier.methods", *parts]))
+
+
+def import_choices() -> None:
+    """Import every start and source, so that options can name them."""
+    for room in ("luthier.starts", "luthier.sources"):
+        if find_spec(room):
+            package = import_module(room)
+            for found in pkgutil.iter_modules(package.__path__, f"{room}."):
+                import_module(found.name)
 
 
 def registered() -> dict[str, type]:
