@@ -81,3 +81,12 @@ def test_shots_gives_accuracies_and_gains(table, capsys):
     for (model, k), x in figures.items():
         assert x["gain"] == pytest.approx(x["accuracy"] - figures[model, 0]["accuracy"])
         assert k or x["gain"] == 0
+
+
+def test_prefix_gives_a_verdict(table, capsys):
+    found = said(
+        capsys, "instruments", "prefix", "--model", "builtin:llama", "--data", table, "--rank", "1", "--seeds", "2",
+        "--steps", "1", "--batch-size", "2", "--quiet",
+    )  # fmt: skip
+    assert found["verdict"] in ("prefix suffices", "attention must change", "undecided")
+    assert set(found["prefix"]) == set(found["lora"]) == {"0", "1"}

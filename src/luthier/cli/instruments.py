@@ -167,3 +167,45 @@ def shots(
     note(
         f"{found[model].rows} rows; relative: the gain as a share of the reference's, where that gains anything"
     )
+
+
+@app.command("prefix")
+def prefix(
+    model: options.Model,
+    data: options.Data,
+    rank: Annotated[
+        int, typer.Option("--rank", min=1, help="Of LoRA; the prefix is as long as has as many numbers.")
+    ] = 4,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many; a verdict needs two.")] = 3,
+    margin: Annotated[
+        float, typer.Option("--margin", min=0, help="What a prefix may lack and still suffice.")
+    ] = 0.02,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Of each run; else 3 epochs.")] = None,
+    batch_size: options.Batch = None,
+    input: options.Input = None,
+    label: options.Label = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Does a prefix suffice for your task, or must attention change? A prefix against LoRA with as many numbers.
+
+    luthier instruments prefix --model builtin:llama --data reviews.csv --seeds 3
+    """
+    from luthier.instruments.prefix import prefix_suffices
+
+    loaded, rows = opened(model, data, input, label, device)
+    wanted = options.given(steps=steps, batch_size=batch_size)
+    found = prefix_suffices(
+        loaded, rows, rank=rank, seeds=range(seeds), margin=margin, progress=not quiet, **wanted
+    )
+    if json:
+        as_json(found.card())
+        return
+    lines = [
+        [n, f"{found.numbers[n]:,}", *(figure(v) for v in of.values())]
+        for n, of in (("prefix", found.prefix), ("lora", found.lora))
+    ]
+    head = ["method", "numbers", *(f"{found.metric}, seed {s}" for s in found.prefix)]
+    table(head, lines, numbers=range(1, len(head)))
+    note(f"{found.verdict} (a prefix may lack {margin:g})")
