@@ -97,6 +97,13 @@ class Structure:
         return len(tower.blocks) if site.role in AFTER_BLOCKS else -1
 
 
+PRESETS = {
+    "ssm.projections": ("ssm.in", "ssm.x", "ssm.out"),
+}
+"""Names for several roles at once, as papers choose them. ssm.projections: where S195 puts LoRA in a Mamba; x_proj gives B, C and the
+step, which one update of it ties. `ssm.dt` is left out: Transformers' mixer and the fused kernels read its weight without calling it
+(where Luthier loaded the model its scan does: add `| ssm.dt`)."""
+
 AFTER_BLOCKS = frozenset({"head", "norm.final", "pooler"})
 
 
@@ -111,7 +118,7 @@ def roles(sites: Iterable[Site]) -> dict[str, int]:
 def find(structure: Structure, targets: str) -> list[Site]:
     """The sites that `targets` selects, in the model's order.
 
-    targets: terms joined by `|`; a term is a role or a site name, `*` and `?` allowed, optionally with a tower in front
+    targets: terms joined by `|`; a term is a role, a name of several (`PRESETS`: `ssm.projections`) or a site name, `*` and `?` allowed, optionally with a tower in front
     (`decoder:attention.query`) and layers behind (`mlp.up[-4:]`, `block[0,2,5]`). A term that matches nothing, or a layer
     that does not exist, raises SiteError and lists what there is.
     """
@@ -127,11 +134,12 @@ def find(structure: Structure, targets: str) -> list[Site]:
             raise SiteError(
                 f"The target {term!r} is not understood. Write a role or site name, as in 'attention.query[-4:]'."
             )
+        whats = PRESETS.get(match["what"], (match["what"],))
         found = [
             s
             for s in structure.sites
             if (match["tower"] is None or s.tower == match["tower"])
-            and (fnmatchcase(s.role, match["what"]) or fnmatchcase(s.name, match["what"]))
+            and any(fnmatchcase(s.role, w) or fnmatchcase(s.name, w) for w in whats)
         ]
         if not found:
             names = [*roles(structure.sites), *(s.name for s in structure.sites)]

@@ -92,7 +92,8 @@ CHECK = Check(
 )
 
 
-def model(layers: int, dtype: Any = None) -> Any:
+def model(layers: int, dtype: Any = None, width: int = WIDTH, states: int = STATES) -> Any:
+    """A Mamba of default initialisation, through our scan."""
     import torch
     import transformers
 
@@ -102,7 +103,7 @@ def model(layers: int, dtype: Any = None) -> Any:
         torch.manual_seed(0)
         made: Any = transformers.MambaForCausalLM(
             transformers.MambaConfig(
-                vocab_size=100, hidden_size=WIDTH, num_hidden_layers=layers, state_size=STATES, pad_token_id=0
+                vocab_size=100, hidden_size=width, num_hidden_layers=layers, state_size=states, pad_token_id=0
             )
         )
     scanned(made)

@@ -1,0 +1,211 @@
+"""`luthier instruments`: analyses of a model and of how it trains on your data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from luthier.cli import options
+from luthier.cli.show import as_json, figure, note, table
+
+app = typer.Typer(
+    help="Analyses of a model and of how it trains on your data.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+Reference = Annotated[
+    str | None, typer.Option("--reference", help="A model to compare with, named as --model.")
+]
+Rows = Annotated[int, typer.Option("--rows", min=1, help="How many rows to look at.")]
+Seed = Annotated[int, typer.Option("--seed", help="What is drawn, and the order of batches.")]
+
+
+def opened(model: str, data: str, input: list[str] | None, label: str | None, device: str) -> tuple[Any, Any]:
+    """The model and the data of a command."""
+    from luthier.data.load import load_data
+    from luthier.models.load import load
+
+    loaded = load(model, device=device)
+    return loaded, load_data(data, **options.given(input=options.columns(input), label=label))
+
+
+@app.command("lyapunov")
+def lyapunov(
+    model: options.Model,
+    data: options.Data,
+    rows: Rows = 32,
+    input: options.Input = None,
+    label: options.Label = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """Lyapunov exponents of a Mamba's layers on your texts: below 0, a deviation of the state dies.
+
+    luthier instruments lyapunov --model builtin:mamba --data reviews.csv
+    """
+    from luthier.instruments.lyapunov import scan_exponents
+
+    loaded, found = opened(model, data, input, label, device)
+    shown = found.train.select(range(min(rows, len(found.train))))
+    pre = loaded.preprocess
+    batch = {k: v.to(loaded.device) for k, v in pre.collate(pre.encode(shown.inputs)).items()}
+    layers = {n: (float(v.max()), float(v.mean())) for n, v in scan_exponents(loaded.base, batch).items()}
+    if json:
+        as_json(
+            {"layers": {n: {"largest": a, "mean": b} for n, (a, b) in layers.items()}, "rows": len(shown)}
+        )
+        return
+    table(
+        ["layer", "largest", "mean"],
+        [[n, figure(a), figure(b)] for n, (a, b) in layers.items()],
+        numbers=[1, 2],
+    )
+    note(f"per token, in natural logarithms, over {len(shown)} rows")
+
+
+@app.command("divergence")
+def divergence(
+    model: options.Model,
+    data: options.Data,
+    method: Annotated[str, typer.Option("--method", help="What trains: luthier methods.")] = "lora",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Options of the method: rank=4 alpha=8 ...")
+    ] = None,
+    reference: Reference = None,
+    reference_method: Annotated[
+        str | None, typer.Option("--reference-method", help="What trains there; else the same method.")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of each run.")] = 200,
+    seed: Seed = 0,
+    batch_size: options.Batch = None,
+    input: options.Input = None,
+    label: options.Label = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """How far training in bfloat16 leaves the path of training in float32: mean |difference| of the losses.
+
+    luthier instruments divergence --model builtin:llama --data reviews.csv --set rank=4
+    """
+    from luthier.instruments.divergence import precision_divergence
+    from luthier.methods import make
+
+    chosen = {model: make(method, options.pairs(set_))}
+    if reference is not None:
+        chosen[reference] = make(reference_method, {}) if reference_method else chosen[model]
+    found = {}
+    for name, part in chosen.items():
+        loaded, rows = opened(name, data, input, label, device)
+        given = options.given(batch_size=batch_size)
+        found[name] = precision_divergence(loaded, rows, part, steps=steps, seed=seed, **given)
+    if json:
+        as_json(
+            {
+                n: {"mean": d.mean, "relative": d.relative, "fp32": d.full, "bf16": d.lower}
+                for n, d in found.items()
+            }
+        )
+        return
+    lines = [
+        [n, figure(d.mean), figure(d.relative), figure(d.full[-1]), figure(d.lower[-1])]
+        for n, d in found.items()
+    ]
+    table(["model", "divergence", "of the loss", "last in fp32", "last in bf16"], lines, numbers=[1, 2, 3, 4])
+    note(f"mean over {steps} steps, seed {seed}")
+
+
+@app.command("shots")
+def shots(
+    model: options.Model,
+    data: options.Data,
+    shown: Annotated[
+        list[int] | None, typer.Option("--shots", min=1, help="Demonstrations; several times for several.")
+    ] = None,
+    reference: Reference = None,
+    rows: Rows = 100,
+    seed: Seed = 0,
+    input: options.Input = None,
+    label: options.Label = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """What demonstrations in the prompt are worth: accuracy with k of them, and the gain over none.
+
+    luthier instruments shots --model builtin:llama --data builtin:verdicts --shots 1 --shots 4
+    """
+    from luthier.instruments.shots import k_shot
+
+    asked = shown or [1, 4]
+    found = {}
+    for name in dict.fromkeys([model, *([reference] if reference else [])]):
+        loaded, read = opened(name, data, input, label, device)
+        found[name] = k_shot(loaded, read, asked, rows=rows, seed=seed)
+    whole = found[reference] if reference else None
+    lines = []
+    for k in found[model].accuracy:
+        for name, made in found.items():
+            share = None
+            if k and whole is not None and name != reference and whole.gain(k) > 0:
+                share = made.relative_gain(whole, k)
+            lines.append(
+                {
+                    "model": name,
+                    "shots": k,
+                    "accuracy": made.accuracy[k],
+                    "gain": made.gain(k),
+                    "relative": share,
+                }
+            )
+    if json:
+        as_json({"rows": found[model].rows, "figures": lines})
+        return
+    keys = ["model", "shots", "accuracy", "gain", "relative"]
+    table(
+        keys, [[figure(x[k]) if x[k] is not None else "" for k in keys] for x in lines], numbers=[1, 2, 3, 4]
+    )
+    note(
+        f"{found[model].rows} rows; relative: the gain as a share of the reference's, where that gains anything"
+    )
+
+
+@app.command("prefix")
+def prefix(
+    model: options.Model,
+    data: options.Data,
+    rank: Annotated[
+        int, typer.Option("--rank", min=1, help="Of LoRA; the prefix is as long as has as many numbers.")
+    ] = 4,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many; a verdict needs two.")] = 3,
+    margin: Annotated[
+        float, typer.Option("--margin", min=0, help="What a prefix may lack and still suffice.")
+    ] = 0.02,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Of each run; else 3 epochs.")] = None,
+    batch_size: options.Batch = None,
+    input: options.Input = None,
+    label: options.Label = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Does a prefix suffice for your task, or must attention change? A prefix against LoRA with as many numbers.
+
+    luthier instruments prefix --model builtin:llama --data reviews.csv --seeds 3
+    """
+    from luthier.instruments.prefix import prefix_suffices
+
+    loaded, rows = opened(model, data, input, label, device)
+    wanted = options.given(steps=steps, batch_size=batch_size)
+    found = prefix_suffices(
+        loaded, rows, rank=rank, seeds=range(seeds), margin=margin, progress=not quiet, **wanted
+    )
+    if json:
+        as_json(found.card())
+        return
+    lines = [
+        [n, f"{found.numbers[n]:,}", *(figure(v) for v in of.values())]
+        for n, of in (("prefix", found.prefix), ("lora", found.lora))
+    ]
+    head = ["method", "numbers", *(f"{found.metric}, seed {s}" for s in found.prefix)]
+    table(head, lines, numbers=range(1, len(head)))
+    note(f"{found.verdict} (a prefix may lack {margin:g})")
