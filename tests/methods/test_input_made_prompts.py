@@ -1,4 +1,4 @@
-"""Prompts made from the input (ID-SPAM, IAPT): their formulas, and that neither answers nor padding reach them."""
+"""Prompts made from the input (ID-SPAM, IAPT, retrieved ones): their formulas, and that neither answers nor padding reach them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from luthier.methods.prefixes.p_tuning_v2 import PTuningV2
 from luthier.methods.prompts.iapt import IAPT
 from luthier.methods.prompts.id_spam import IDSPAM
 from luthier.methods.prompts.prompt import Prompt
+from luthier.methods.prompts.retrieved_prompt import RetrievedPrompt
 from luthier.sources.pooled import GELU_ABOVE, GELU_BELOW, Pooled, rational
+from luthier.sources.retrieved import Retrieved
 from luthier.sources.self_attention import SelfAttention
 from luthier.sources.settle import settled
 from tests.host import bed
@@ -23,6 +25,7 @@ METHODS = {
     "id_spam without attention": IDSPAM(length=3, source=SelfAttention(bottleneck=16, attention=False)),
     "iapt": IAPT(length=3, source=Pooled(inner=6)),
     "iapt by two": IAPT(length=3, source=Pooled(inner=6, share=2)),
+    "retrieved": RetrievedPrompt(length=3, source=Retrieved(entries=9, k=2)),
     "deep self_attention": Prompt(carrier="deep", length=3, source=SelfAttention(bottleneck=16)).parts()[0],
 }
 MODELS = ("bert", "llama", "gpt2", "t5", "mamba")
