@@ -232,6 +232,7 @@ class Adapted(nn.Module):
             ids=ids,
             mask=mask if torch.is_tensor(mask) and mask.dim() == 2 else None,
             labels=labels,
+            causal=bool(self.structure.towers) and self.structure.towers[0].causal,
         )
         rows = len(like) if like is not None and like.dim() else 1
         for scope in scopes:
@@ -405,7 +406,17 @@ class Adapted(nn.Module):
                 ),
                 Reason.NO_GENERATION,
             )
-        return self.base.generate(*args, **kwargs)  # type: ignore[operator]
+        # without a cache every step is a forward over all tokens so far: which of them were given must be known
+        ids, mask = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
+        known = any(s.wire is self.wire and "instruction" in s.given for s in SCOPES.get())
+        if (
+            known
+            or not torch.is_tensor(ids)
+            or not torch.is_tensor(given := mask if mask is not None else torch.ones_like(ids))
+        ):
+            return self.base.generate(*args, **kwargs)  # type: ignore[operator]
+        with self.given(instruction=given):
+            return self.base.generate(*args, **kwargs)  # type: ignore[operator]
 
     # -- gradient checkpointing
 

@@ -48,6 +48,11 @@ class Bank(nn.Module):
                 raise ModelError(
                     f"{placed.part.name} cannot serve rows of one batch differently: attach it by name instead."
                 )
+            if placed.part.source.by_row:
+                raise ModelError(
+                    f"{placed.part.name}: the source {placed.part.source.name} makes numbers from the input, which a bank cannot hold. "
+                    "Attach it by name instead."
+                )
         self.base = base
         self.names: dict[str, int] = {}
         self.classes: dict[str, int] = {}

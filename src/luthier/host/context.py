@@ -58,9 +58,14 @@ class Context:
     positions: Tensor | None = None
     """(1 or rows, tokens) positions of the caller's tokens; None where a recurrent state does not say how far it went."""
     labels: Tensor | None = None
+    causal: bool = False
+    """Whether the first tower is a decoder, whose labels are tokens of its own sequence."""
     given: dict[str, Any] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)
     """What sources prepared once for this forward, by part."""
+    entering: dict[str, Tensor] = field(default_factory=dict)
+    """{tower: (rows, tokens, width)}: its sequence without prompts, embedded, or as it enters the block where a prompt is being
+    made; what prompts that are made from the input read."""
     prompts: dict[str, Any] = field(default_factory=dict)
     """{tower: prompts in front of its sequence}."""
     inputs: dict[str, Tensor] = field(default_factory=dict)
@@ -93,12 +98,15 @@ class Context:
             return marked[:, :length]
         labels = self.labels
         if (
-            labels is not None
+            self.causal
+            and labels is not None
             and labels.dim() == 2
             and self.ids is not None
             and labels.shape == self.ids.shape
         ):
             free = labels == -100
+            if not (free | (labels == self.ids)).all():  # tags of tokens, not tokens of an answer
+                return self.mask.bool()[:, -length:] if self.mask is not None else None
             free = free if self.mask is None else free & self.mask.bool()
             if not free.any(1).all():
                 raise RunError(

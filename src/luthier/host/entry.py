@@ -105,6 +105,7 @@ class Entrance:
             raise ModelError(
                 f"Prompts in front of the tower {self.tower.name!r} are not possible under an attention mask."
             )
+        ctx.entering[self.tower.name] = h
         made = self.prompts(ctx, len(h), h.device)
         h = torch.cat([*(t.to(h.dtype).expand(len(h), -1, -1) for t in made.tokens), h], 1)
         return ((h, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": h})
@@ -190,6 +191,8 @@ class Entrance:
         ids, embeds, mask = kw.get("input_ids"), kw.get("inputs_embeds"), kw.get("attention_mask")
         rows, n = (ids if ids is not None else embeds).shape[:2]  # type: ignore[union-attr]
         device = (ids if ids is not None else embeds).device  # type: ignore[union-attr]
+        if ctx.phase == "prefill":
+            ctx.entering[self.tower.name] = self._embed(ids) if embeds is None else embeds
         made = self.prompts(ctx, rows, device)
         self._check(ctx, kw, n, made)
         visible = made.mask()
@@ -215,7 +218,7 @@ class Entrance:
             )
         kw.pop("cache_position", None)  # counted without prompts; the model counts again from its cache
         if ctx.phase == "prefill":
-            embeds = self._embed(ids) if embeds is None else embeds
+            embeds = ctx.entering[self.tower.name]
             front = torch.cat([t.to(embeds.dtype).expand(rows, -1, -1) for t in made.tokens], 1)
             if mask is not None and self.recurrent:
                 # a state decays over padding too: none may lie between the prompts and what they stand for

@@ -102,7 +102,12 @@ class DeepTokens:
         start, length = made.spans[at.placed.key]
         h = args[0] if args else kwargs["hidden_states"]
         part: TokenPrompt = at.part  # type: ignore[assignment]
-        new = part.tokens_at(made.cut(h), at.t(ctx, h.dtype), ctx).expand(len(h), -1, -1).to(h.dtype)
+        ctx.entering[at.site.tower] = made.cut(h)
+        new = (
+            part.tokens_at(ctx.entering[at.site.tower], at.t(ctx, h.dtype), ctx)
+            .expand(len(h), -1, -1)
+            .to(h.dtype)
+        )
         if made.behind is None:
             h = torch.cat([h[:, :start], new, h[:, start + length :]], 1)
         else:  # in a recurrent tower the prompts stand behind the padding of each row

@@ -6,7 +6,10 @@ Not an identity at step 0; not a weight change: it cannot merge. Of two towers t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from luthier.host.part import Start, method
+from luthier.host.sites import Site, Structure
 from luthier.methods.prompts.prompt_tuning import PromptTuning
 from luthier.starts.normal import Normal
 
@@ -18,12 +21,16 @@ class DeepPrompt(PromptTuning):
     deep = True
 
     def sites(self, structure, name=None):
-        first = super().sites(structure, name)
-        if name is not None:
-            return first
-        tower = structure.tower(first[0].tower)
-        later = [s for s in structure.sites if s.role == "block" and s.tower == tower.name and s.layer]
-        return [*first[:1], *later]
+        return every_block(super().sites(structure, name), structure, name)
 
     def tokens_at(self, h, t, ctx):
         return t.P
+
+
+def every_block(first: Sequence[Site], structure: Structure, name: str | None) -> Sequence[Site]:
+    """Where a prompt enters, `first`, and every later block of the same tower."""
+    if name is not None:
+        return first
+    tower = structure.tower(first[0].tower)
+    later = [s for s in structure.sites if s.role == "block" and s.tower == tower.name and s.layer]
+    return [*first[:1], *later]

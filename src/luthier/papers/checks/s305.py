@@ -99,7 +99,7 @@ def what_it_is(run: Any) -> None:
         raise RuntimeError("the labels change nothing, so that equality would show nothing")
     usual = ControlPrefixes.keys_values
     try:
-        rolled: Any = lambda self, t, ctx: [x.roll(LENGTH, -2) for x in usual(self, t, ctx)]  # noqa: E731
+        rolled: Any = lambda self, t, ctx: [x.roll(LENGTH, -2) for x in usual(self, t, ctx)]
         ControlPrefixes.keys_values = rolled  # type: ignore[method-assign]
         run.record("order", (logits(made, told) - want).abs().max())
     finally:
