@@ -48,8 +48,8 @@ def test_a_settled_prefix_keeps_it_too_and_a_change_of_attention_does_not():
     class Wrong(PTuningV2):
         """A prefix that takes its attention from the last content token, too."""
 
-        def attend(self, q, k, v, mask, out, t, ctx):
-            return out + 0.1 * v[:, :1, -1:].transpose(1, 2)
+        def attend(self, seen, out, t, ctx):
+            return out + 0.1 * seen.v[:, :1, -1:].transpose(1, 2)
 
     wrong = bed.shaken(Adaptation.new(Wrong(length=1), base), 1.0).to(torch.float64)
     assert prefix_bias(base, wrong, batch).outside > 1e-2

@@ -172,7 +172,9 @@ def test_the_output_version_trains_one_number_a_channel():
 
 
 @pytest.mark.parametrize(
-    "named", [p for p in PROPERTIES.values() if p.name != "the_count_is_the_closed_form"], ids=str
+    "named",
+    [p for p in PROPERTIES.values() if p.name != "the_count_is_the_closed_form"],
+    ids=lambda p: p.name,
 )
 def test_the_output_version_keeps_to_every_property(named):
     cell = Cell("state_offset+version=output", "mamba", own=PARTS["output"])
