@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     given = timing.arguments(__doc__, argv, only={"help": "only figures whose name contains this"})
     import luthier as lt
 
-    rows, tokens, pairs, warm = (2, 8, 1, 1) if given.smoke else (32, 64, given.pairs or 6, 1)
+    rows, tokens, pairs, warm = (2, 8, 1, 1) if given.smoke else (32, 64, given.pairs or 12, 1)
     base, batch, figures = lt.load("builtin:minilm", device="cpu").base, batch_of(rows, tokens), []
     for name, limit, method, config, dropout, peer_dropout in cases():
         if given.only and given.only not in name:
