@@ -58,7 +58,7 @@ def test_values_that_are_not_finite(value, bert, tmp_path, refused):
 def test_an_unknown_model(rows, tmp_path, refused, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     refused(fit(tmp_path / "nowhere", rows, tmp_path / "out"), "nowhere")
-    refused(fit("builtin:bert", rows, tmp_path / "out"), "minilm")
+    refused(fit("builtin:minilmm", rows, tmp_path / "out"), "minilm")
     (tmp_path / "empty").mkdir()
     refused(fit(tmp_path / "empty", rows, tmp_path / "out"), "config.json")
 
