@@ -114,7 +114,7 @@ def test_record_holds_every_field_and_the_three_of_the_status():
     record = row("s282").record()
     assert list(record)[:6] == ["id", "title", "system", "status", "entry", "check"]
     assert set(record) == {*FIELDS, "status", "entry", "statement"}
-    assert record["check"] is None and record["statement"] == row("S282").check
+    assert record["check"] == "S282" and record["statement"] == row("S282").check
     assert json.loads(json.dumps(record)) == record
 
 
