@@ -19,6 +19,7 @@ from luthier import methods
 from luthier.errors import LuthierError
 from luthier.host import Adaptation, Adapted, Part
 from luthier.host.applicable import Ability, Reason, why_not
+from luthier.host.calibrate import calibrate
 from luthier.host.probe import reached
 from luthier.host.sites import Structure
 from luthier.host.structure import structure_of
@@ -179,7 +180,17 @@ def _fresh(cell: Cell, seed: int) -> Adaptation:
     if any(p.wherever for p in cell.part.parts()):
         model = Adapted(base)
         found = reached(base, lambda: bed.result(model, cell.batch()).float().pow(2).mean())
-    return Adaptation.new(cell.part, base, seed=seed, reached=found)
+    return started(cell.part, base, cell.batch(rows=8), seed=seed, reached=found)
+
+
+def started(part: Part, base: nn.Module, batch: dict[str, Any], **options: Any) -> Adaptation:
+    """A fresh adaptation; what its starts ask for is gathered on a batch, twice over for those that look back."""
+    found: dict[str, dict[str, Any]] = {}
+    for p in part.parts():
+        if p.start.needs:
+            model = Adapted(base)
+            found |= calibrate(model, p.sites(model.structure), p.start.asks(p), [batch, batch])
+    return Adaptation.new(part, base, statistics=found, **options)
 
 
 @cache

@@ -1,7 +1,7 @@
 """The closed form of the trained count, as a method's docstring states it: `trained: EXPRESSION`, or `... per site`.
 
-Names in it: options, lengths of lists in the layout; of a site `in`, `out`, `heads`, `head_dim`, `d` (= heads * head_dim), of
-a selective scan `inner` and `states`; of the part `tensors` (how many it reads there), `length` and `row` (rows of the first,
+Names in it: options (a number of the same name in the layout first), lengths of lists in the layout; of a site `in`, `out`,
+`heads`, `head_dim`, `d` (= heads * head_dim), of a selective scan `inner` and `states`; of the part `tensors` (how many it reads there), `length` and `row` (rows of the first,
 as tokens, and numbers in one); of the model `width`, `blocks`, `sites`, `kinds` (sites that
 differ in more than numbers), `all`, `biases`, `norms`, `top(k)` (the last k blocks),
 `narrow` (a side network's layers).
@@ -61,16 +61,19 @@ def of_part(part: Any, placed: Any, structure: Structure) -> int:
             "blocks": len(tower[s.tower].blocks),
         }
         wanted = [tuple(spec(w).shape) for w in part.tensors(s, at.layout).values()]
+        shared_out = {k: v for k, v in at.layout.items() if type(v) is int and k in names}
         each_alike = len({len(w) for w in wanted}) == 1 or "tensors" not in expression
         if wanted and len(wanted[0]) in (2, 3):
             length, row = size(part, "", wanted[0])
             own |= {"tensors": len(wanted), "length": length, "row": row}
         if each_alike:
-            total += value(expression, {**own, **names})
+            total += value(expression, {**own, **names, **shared_out})
             continue
         for shape in wanted:  # of other shapes: the sum over them
             length, row = size(part, "", shape)
-            total += value(expression, {**own, **names, "tensors": 1, "length": length, "row": row})
+            total += value(
+                expression, {**own, **names, **shared_out, "tensors": 1, "length": length, "row": row}
+            )
     if getattr(placed, "network", None) is not None:  # one for every tower
         total *= len(structure.towers)
         total += sum(p.numel() for n in placed.network.values() for p in n.layers.parameters())

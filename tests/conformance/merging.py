@@ -12,7 +12,7 @@ from luthier.errors import ModelError, OptionError
 from luthier.host import Adaptation, Adapted
 from luthier.host.applicable import Ability
 from luthier.host.places import WeightEdit
-from tests.conformance.cells import Cell
+from tests.conformance.cells import Cell, started
 from tests.conformance.registry import BF16_BOUND, equal, property_of, values
 from tests.host import bed
 
@@ -71,7 +71,7 @@ def ties_survive_also_after_resizing(cell: Cell) -> None:
     shared = ties(base)
     model = Adapted(base)
     own = cell.own if cell.own is not None else cell.part
-    made = bed.shaken(Adaptation.new(own, base))
+    made = bed.shaken(started(own, base, x))
     model.attach("main", made)
     assert torch.isfinite(cell.result(model, x)).all()
     assert ties(base) == shared
@@ -79,7 +79,7 @@ def ties_survive_also_after_resizing(cell: Cell) -> None:
         model.merge("main")
         model.unmerge("main")
         assert ties(base) == shared
-        other = at_the_tied_head(cell, base)
+        other = at_the_tied_head(cell, base, x)
         if other is not None:
             model.detach()
             model.attach("head", other)
@@ -103,7 +103,7 @@ def ties(base: Any) -> set[frozenset[str]]:
     return {frozenset(g) for g in groups.values() if len(g) > 1}
 
 
-def at_the_tied_head(cell: Cell, base: Any) -> Adaptation | None:
+def at_the_tied_head(cell: Cell, base: Any, x: dict[str, Any]) -> Adaptation | None:
     """The same method at a head whose weight is the embedding's, where it edits linear weights and there is one."""
     head = getattr(base, "get_output_embeddings", lambda: None)()
     if (
@@ -112,4 +112,4 @@ def at_the_tied_head(cell: Cell, base: Any) -> Adaptation | None:
         or not isinstance(cell.part, WeightEdit)
     ):
         return None
-    return bed.shaken(Adaptation.new(dataclasses.replace(cell.part, targets="head"), base))
+    return bed.shaken(started(dataclasses.replace(cell.part, targets="head"), base, x))

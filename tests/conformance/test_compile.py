@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from luthier.host import Adaptation, Adapted
+from luthier.host import Adapted
 from luthier.host.structure import discover
-from tests.conformance.cells import ARCHITECTURES, Cell, parts
+from tests.conformance.cells import ARCHITECTURES, Cell, parts, started
 from tests.host import bed
 
 
@@ -51,7 +51,7 @@ def one_block(base: nn.Module) -> nn.Module:
 
 def short(cell: Cell) -> Adapted:
     model = Adapted(one_block(cell.base()))
-    model.attach("main", bed.shaken(Adaptation.new(cell.part, model.base)))
+    model.attach("main", bed.shaken(started(cell.part, model.base, cell.batch())))
     return model
 
 

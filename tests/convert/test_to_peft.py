@@ -1,6 +1,7 @@
 """What luthier writes, the real peft opens, and its outputs are ours to 1e-5."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,11 @@ from luthier.errors import ModelError, RunError
 from luthier.host import Adaptation
 from luthier.host.part import Start
 from luthier.methods.adapters.bottleneck import Adapter
+from luthier.methods.low_rank.chain import ChainOfLoRA
 from luthier.methods.low_rank.lora import LoRA
+from luthier.methods.low_rank.pissa import PiSSA
+from luthier.methods.low_rank.rslora import RsLoRA
+from luthier.methods.low_rank.soma import SoMA
 from luthier.methods.prefixes.p_tuning_v2 import PTuningV2
 from luthier.methods.prompts.dpt import DPT
 from luthier.methods.prompts.mpt import MPT
@@ -141,6 +146,22 @@ def test_an_anchored_start_keeps_its_effect_subtracted(tmp_path):
     z = theirs(opened("bert", tmp_path / "a"), "bert")
     same("bert", ours(made, "bert"), z)
     same("bert", ours(from_peft(tmp_path / "a", bed.base("bert")), "bert"), z)
+
+
+@pytest.mark.parametrize(
+    "method", [RsLoRA(rank=3), PiSSA(rank=2), SoMA(rank=2), ChainOfLoRA(rank=2)], ids=lambda m: m.name
+)
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_low_rank_methods_are_adapters_of_their_rank_or_with_their_start_of_twice_it(name, method, tmp_path):
+    made = fresh(name, method)
+    to_peft(made, bed.base(name), tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    slices = max(Counter(at.site.path for at in made.at()).values())
+    most = method.rank * (1 + method.start.anchored) * slices
+    assert max([config["r"], *config["rank_pattern"].values()]) == most
+    z = theirs(opened(name, tmp_path / "a"), name)
+    same(name, ours(made, name), z)
+    same(name, ours(from_peft(tmp_path / "a", bed.base(name)), name), z)
 
 
 def test_half_precision_bases_take_the_adapter(tmp_path):

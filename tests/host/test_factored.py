@@ -16,7 +16,7 @@ from luthier.host.options import known
 from luthier.host.part import Part, T, spec
 from luthier.host.places import factored
 from luthier.host.places import weight as weight_place
-from luthier.host.places.factored import Change, FactoredLinear, _mask
+from luthier.host.places.factored import Change, FactoredLinear, Factors, _mask
 from luthier.host.sites import Site
 from luthier.instruments.saved import saved
 from luthier.methods import load_all
@@ -108,7 +108,7 @@ def numbers(rows: int) -> tuple[list[torch.Tensor], list[Change]]:
     torch.manual_seed(1)
     shapes = [(rows, 4), (7, 4), (7,), (7, 2), (2, 4), (7, 2), (2, 4), (3, 1), (1, 4)]
     made = [torch.randn(s, dtype=torch.float64) for s in shapes]
-    changes = [Change(None, 2.0, 0.0), Change(None, -2.0, 0.0, anchor=True), Change((2, 5), 0.5, 0.0)]
+    changes = [Change(None, 2.0, 0.0), Change(None, -2.0, 0.0), Change((2, 5), 0.5, 0.0)]
     return made, changes
 
 
@@ -275,3 +275,19 @@ def test_factors_are_the_delta() -> None:
         t.layout, t.members = part.layout(site), ()
         f = part.factors(t)
         assert torch.allclose(f.scale * f.up @ f.down, part.delta(torch.zeros(9, 12), t), atol=1e-5), cls.name
+
+
+@torch.no_grad()
+def test_a_start_is_taken_off_without_rounding_that_depends_on_its_size() -> None:
+    torch.manual_seed(0)
+    b, a = torch.randn(6, 2) * 100, torch.randn(2, 5) * 100
+    start = Factors(b, a, 0.5)
+    assert not (lambda f: f.up @ f.down)(start.less(start)).any()
+    moved = Factors(b + torch.randn(6, 2) * 1e-3, a + torch.randn(2, 5) * 1e-3, 0.5)
+    want = moved.up.double() @ moved.down.double() - b.double() @ a.double()
+    left = moved.less(start)
+    assert torch.allclose(left.up.double() @ left.down.double(), want, rtol=1e-5, atol=1e-6)
+    rough = (left.up.bfloat16() @ left.down.bfloat16()).double()
+    assert (rough - want).norm() < 0.02 * want.norm()
+    naive = (moved.up.bfloat16() @ moved.down.bfloat16() - b.bfloat16() @ a.bfloat16()).double()
+    assert (naive - want).norm() > 10 * (rough - want).norm()

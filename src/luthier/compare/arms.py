@@ -123,13 +123,14 @@ def safe_name(label: str) -> str:
 
 
 def count_trained(method: Any, model: Any) -> int | None:
-    """Parameters that a method trains on a model, without a head; None where that takes data (statistics,
-    members).
+    """Parameters that a method trains on a model, without a head; None where that takes data (members).
+
+    A start that shares ranks out over sites may train a few more or fewer than with equal ranks, which are counted.
     """
     from luthier.host import Adaptation
 
     try:
-        return sum(p.numel() for p in Adaptation.new(method, model.base).trainable().values())
+        return sum(p.numel() for p in Adaptation.new(method, model.base, unfilled=True).trainable().values())
     except LuthierError:
         return None
 

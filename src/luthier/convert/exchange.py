@@ -23,7 +23,9 @@ from luthier.host.adaptation import Adaptation
 from luthier.host.options import to_card
 
 PARTS = {
-    "lora": "LORA",
+    **dict.fromkeys(
+        ("lora", "rslora", "lora_plus", "lora_pro", "pissa", "soma", "corda", "eva", "chain_of_lora"), "LORA"
+    ),
     "scaled_outputs": "IA3",
     "scaled_inputs": "IA3",
     **dict.fromkeys(("prompt_tuning", "dpt", "mpt", "residual_prompt", "spt", "xpe"), "PROMPT_TUNING"),

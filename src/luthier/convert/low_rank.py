@@ -28,6 +28,7 @@ from luthier.convert.names import (
 )
 from luthier.convert.parts import Imported, Piece, slice_into
 from luthier.errors import FileFormatError
+from luthier.host.part import T
 from luthier.host.structure import structure_of
 
 READ = frozenset(
@@ -48,12 +49,12 @@ def to_config(pieces: Sequence[Piece], base: nn.Module) -> tuple[dict[str, Any],
     turned: dict[str, bool] = {}
     for piece in pieces:
         part: Any = piece.part
-        scale = piece.scale * part.alpha / part.rank
-        for site, t in piece.made():
-            terms.setdefault(site.path, []).append((t["A"], slice_into(base, site, t["B"]), scale))
-            turned[site.path] = site.transposed
-        for site, t in piece.made(anchor=True):  # y + (d - d0)
-            terms[site.path].append((t["A"], slice_into(base, site, t["B"]), -scale))
+        for anchor in (False, True):  # y + (d - d0)
+            for site, t in piece.made(anchor):
+                f = part.factors(T(t))
+                scale = -piece.scale * f.scale if anchor else piece.scale * f.scale
+                terms.setdefault(site.path, []).append((f.down, slice_into(base, site, f.up), scale))
+                turned[site.path] = site.transposed
     order = [n for n, _ in base.named_modules() if n in terms]
     tensors: dict[str, Tensor] = {}
     ranks, alphas = {}, {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from luthier.errors import FileFormatError, ModelError, OptionError, SiteError
 from luthier.host.applicable import Reason, because, builds
 from luthier.host.options import from_card, to_card
-from luthier.host.part import Layout, Part, Spec
+from luthier.host.part import FromWeight, Layout, Part, Spec, Start
 from luthier.host.placed import At, Fill, Placed
 from luthier.host.sites import Site
 from luthier.host.structure import structure_of
@@ -68,25 +68,30 @@ class Adaptation(nn.Module):
         statistics: Mapping[str, Mapping[str, Any]] | None = None,
         layouts: Mapping[str, Mapping[str, Layout]] | None = None,
         reached: Collection[str] | None = None,
+        unfilled: bool = False,
     ) -> Adaptation:
         """A fresh adaptation for `base`.
 
         statistics: {site: {name: value}} for starts that need them (`luthier.host.calibrate`). reached: paths of modules that
-        the task's loss reaches (`luthier.host.probe`); methods that adapt "everything" leave out the others.
+        the task's loss reaches (`luthier.host.probe`); methods that adapt "everything" leave out the others. unfilled: what a
+        start would fill from statistics is zero: for counting, and for asking what attaches, before there are any.
         """
         structure = structure_of(base)
         parts = all_parts(method, head)
-        sites = [
+        sites: list[Sequence[Site]] = [
             [s for s in p.sites(structure) if reached is None or not p.wherever or s.path in reached]
             for p in parts
         ]
         for part, here in zip(parts, sites, strict=True):
             part.check(here)
+        known = {} if unfilled else statistics or {}
+        if not unfilled:
+            sites, layouts = _shared_out(parts, sites, known, layouts or {})
         made = cls(method, sites, head, layouts, members, seed)
         rng = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for placed in made.placed():
-                placed.allocate(lambda p, site, specs: _begin(p, site, specs, base, statistics or {}, rng))
+                placed.allocate(lambda p, site, specs: _begin(p, site, specs, base, known, rng, unfilled))
                 placed.network = _network(placed, base, rng)
         device = next(base.parameters(), torch.zeros(())).device
         return made if device.type == "meta" else made.to(device)
@@ -292,6 +297,29 @@ def check_tensors(
             )
 
 
+def _shared_out(
+    parts: Sequence[Part], sites: Sequence[Sequence[Site]], statistics: Mapping, layouts: Mapping
+) -> tuple[list[Sequence[Site]], dict[str, Mapping[str, Layout]]]:
+    """Sites and layouts as the parts' starts share them out; a part whose layouts were given keeps them."""
+    kept, found = list(sites), dict(layouts)
+    for i, (part, here) in enumerate(zip(parts, sites, strict=True)):
+        if str(i) in found or type(part.start).layouts is Start.layouts:
+            continue
+        for site in here:
+            _refuse_missing(part, statistics.get(site.name, {}))
+        shared = part.start.layouts(part, here, statistics)
+        if shared is not None:
+            kept[i], found[str(i)] = [s for s in here if s.name in shared], shared
+    return kept, found
+
+
+def _refuse_missing(part: Part, known: Mapping[str, Any]) -> None:
+    if missing := [n for n in part.start.needs if n not in known]:
+        raise OptionError(
+            f"start {part.start.name!r} needs statistics of {', '.join(missing)}: run luthier.host.calibrate first."
+        )
+
+
 def _begin(
     placed: Placed,
     site: Site | None,
@@ -299,6 +327,7 @@ def _begin(
     base: nn.Module,
     statistics: Mapping,
     rng: torch.Generator,
+    unfilled: bool = False,
 ) -> dict:
     """First values of a site's tensors: the start fills what the part wants, the source turns that into what trains."""
     if site is None:
@@ -308,20 +337,21 @@ def _begin(
 
     def draw() -> dict[str, Tensor]:
         left = {k: s for k, s in wanted.items() if s.start is None}
-        known = {**statistics.get(site.name, {}), "parameters": site_parameters(base, site)}
-        if missing := [n for n in part.start.needs if n not in known]:
-            raise OptionError(
-                f"start {part.start.name!r} needs statistics of {', '.join(missing)}: run luthier.host.calibrate first."
-            )
-        out = part.start.fill(site, left, weight, known, rng) if left else {}
+        if unfilled and part.start.needs:
+            out = {k: torch.zeros(s.shape) for k, s in left.items()}
+        else:
+            known = {**statistics.get(site.name, {}), "parameters": site_parameters(base, site)}
+            _refuse_missing(part, known)
+            known["gain"] = part.gain()
+            out = part.start.fill(site, left, weight, known, rng) if left else {}
         if set(out) != set(left):
             raise OptionError(
                 f"start {part.start.name!r} fills {sorted(out)}, but {part.name} wants {sorted(left)}: choose another start."
             )
-        return {k: out[k] if s.start is None else s.start(tuple(s.shape), rng) for k, s in wanted.items()}
+        return {k: out[k] if s.start is None else _own(placed, k, s, rng, weight) for k, s in wanted.items()}
 
     out = part.source.begin(part, site, draw)
-    return {k: out[k] if k in out else _own(placed, k, s, rng) for k, s in specs.items()}
+    return {k: out[k] if k in out else _own(placed, k, s, rng, weight) for k, s in specs.items()}
 
 
 def _network(placed: Placed, base: nn.Module, rng: torch.Generator) -> nn.Module | None:
@@ -335,14 +365,17 @@ def _network(placed: Placed, base: nn.Module, rng: torch.Generator) -> nn.Module
     return placed.part.build(base, placed.sites, rng)
 
 
-def _own(placed: Placed, name: str, s: Spec, rng: torch.Generator) -> Tensor:
-    if s.start is None:
+def _own(placed: Placed, name: str, s: Spec, rng: torch.Generator, weight: Tensor | None = None) -> Tensor:
+    if s.start is None or (isinstance(s.start, FromWeight) and weight is None):
         raise SiteError(f"{placed.part.name}: nothing says how the tensor {name} starts.")
+    if isinstance(s.start, FromWeight):
+        assert weight is not None
+        return s.start.make(weight.float())
     return s.start(tuple(s.shape), rng)
 
 
 def _blank(s: Spec, rng: torch.Generator) -> Tensor:
-    if s.stored or s.start is None:
+    if s.stored or s.start is None or isinstance(s.start, FromWeight):
         return torch.zeros(tuple(s.shape), dtype=s.dtype)
     return s.start(tuple(s.shape), rng)
 

@@ -102,7 +102,7 @@ def _attach(adapted: Any, method: Part, batch: Mapping[str, Any] | None) -> None
     found = None
     if batch is not None and any(p.wherever for p in method.parts()):
         found = reached(adapted.base, lambda: _value(adapted(batch)))
-    adapted.attach("asked", Adaptation.new(method, adapted.base, reached=found))
+    adapted.attach("asked", Adaptation.new(method, adapted.base, reached=found, unfilled=True))
     if batch is not None:
         refuse_dead(adapted, "asked", batch)
 

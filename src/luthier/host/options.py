@@ -14,8 +14,8 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from luthier.errors import OptionError
 
-REGISTRY: dict[str, type] = {}
-"""Every registered choice by name; a method, a source and a start never share one."""
+REGISTRY: dict[tuple[str, str], type] = {}
+"""Every registered choice by (kind, name): a method and the start that it is known for may share a name (eva)."""
 
 C = TypeVar("C", bound=type)
 CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=False)
@@ -41,11 +41,12 @@ def register(name: str, **defaults: Any) -> Callable[[C], C]:
         cls.__annotations__ = own
         made = options(cls)
         made.name = name  # type: ignore[attr-defined]
-        if name in REGISTRY and REGISTRY[name].__qualname__ != made.__qualname__:
+        entry = made.registered_kind, name  # type: ignore[attr-defined]
+        if entry in REGISTRY and REGISTRY[entry].__qualname__ != made.__qualname__:
             raise OptionError(
-                f"Two choices are named {name!r}: {REGISTRY[name].__module__} and {made.__module__}."
+                f"Two choices are named {name!r}: {REGISTRY[entry].__module__} and {made.__module__}."
             )
-        REGISTRY[name] = made
+        REGISTRY[entry] = made
         return made
 
     return wrap
@@ -53,7 +54,7 @@ def register(name: str, **defaults: Any) -> Callable[[C], C]:
 
 def known(kind: type) -> dict[str, type]:
     """All registered choices that are a `kind` (Part, Source, Start), by name."""
-    return {n: c for n, c in sorted(REGISTRY.items()) if issubclass(c, kind)}
+    return {n: c for (_, n), c in sorted(REGISTRY.items()) if issubclass(c, kind)}
 
 
 def fields_of(cls: type) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def fields_of(cls: type) -> dict[str, Any]:
 
 def look_up(name: str, kind: type, what: str) -> type:
     """The registered class called `name`, or an error that lists what there is."""
-    found = REGISTRY.get(name)
+    found = REGISTRY.get((kind.registered_kind, name))  # type: ignore[attr-defined]
     if found is None or not issubclass(found, kind):
         names = list(known(kind))
         raise OptionError(
@@ -136,18 +137,22 @@ def to_card(value: Any) -> Any:
 
 
 def from_card(card: Any, kind: type | None = None) -> Any:
-    """The choice that `to_card` described. Missing or unknown options, names and types raise OptionError."""
+    """The choice that `to_card` described. Missing or unknown options, names and types raise OptionError.
+
+    kind: what it must be; None: whatever has that name, if only one kind does.
+    """
     if isinstance(card, list):
         return tuple(from_card(v) for v in card)
     if not (isinstance(card, dict) and "is" in card):
         return card
     name = card["is"]
-    cls = REGISTRY.get(name) if isinstance(name, str) else None
+    cls = _named(name, kind)
     if cls is None or (kind is not None and not issubclass(cls, kind)):
         raise OptionError(
             f"The card names {str(name)[:60]!r}, which this version does not know. Update luthier or check the file."
         )
-    given = {k: from_card(v) for k, v in card.items() if k != "is"}
+    kinds = {k: v for k, v in fields_of(cls).items() if hasattr(v, "registered_kind")}
+    given = {k: from_card(v, kinds.get(k)) for k, v in card.items() if k != "is"}
     wanted = {f.name for f in dataclasses.fields(cls)}
     if odd := sorted(set(given) ^ wanted):
         raise OptionError(
@@ -157,3 +162,12 @@ def from_card(card: Any, kind: type | None = None) -> Any:
         return cls(**given)
     except ValidationError as error:
         raise OptionError(f"{name}: {error.errors()[0]['msg']} in the card.") from None
+
+
+def _named(name: Any, kind: type | None) -> type | None:
+    if not isinstance(name, str):
+        return None
+    if kind is not None:
+        return REGISTRY.get((kind.registered_kind, name))  # type: ignore[attr-defined]
+    found = [c for (_, n), c in REGISTRY.items() if n == name]
+    return found[0] if len(found) == 1 else None

@@ -25,14 +25,21 @@ class Spec(NamedTuple):
     """One tensor of a part: its shape, how it starts, whether it trains, and whether a file holds it."""
 
     shape: tuple[int, ...]
-    start: Draw | None = None
-    """(shape, rng) -> tensor; None: the part's start decides."""
+    start: Draw | FromWeight | None = None
+    """(shape, rng) -> tensor, or made of the weight; None: the part's start decides."""
     trained: bool = True
     stored: bool = True
     """False: not in files, redrawn from the adaptation's seed (needs a `start`)."""
     dtype: torch.dtype = torch.float32
     bounds: tuple[int, int] | None = None
     """For integer tensors: smallest and largest value that a file may hold."""
+
+
+@dataclass(frozen=True)
+class FromWeight:
+    """For `Spec.start`: a value that is made of the site's own weight, (out, in) in float32, instead of drawn."""
+
+    make: Callable[[Tensor], Tensor]
 
 
 SpecLike = Spec | tuple[int, ...]
@@ -62,6 +69,8 @@ class T(dict):
     layout: Layout
     members: Sequence[Any]
     training: bool = False
+    start: Any = None
+    """What the same tensors were at an anchored start, for a part that takes it off itself."""
 
     def __getattr__(self, key: str) -> Any:
         try:
@@ -118,6 +127,20 @@ class Start:
     needs: ClassVar[tuple[str, ...]] = ()
     anchored: ClassVar[bool] = False
 
+    def asks(self, part: Part) -> Mapping[str, Any]:
+        """How each of `needs` is gathered at `part`: (state, tokens) -> state, or None for what the host knows by that name."""
+        return dict.fromkeys(self.needs)
+
+    def enough(self, part: Part, statistics: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether more batches would change nothing that matters: asked after each of them."""
+        return False
+
+    def layouts(
+        self, part: Part, sites: Sequence[Site], statistics: Mapping[str, Mapping[str, Any]]
+    ) -> Mapping[str, Layout] | None:
+        """Layouts by site, for a start that shares ranks out; sites that it leaves out are not adapted. None: the part's own."""
+        return None
+
     def fill(
         self,
         site: Site,
@@ -126,7 +149,10 @@ class Start:
         statistics: Mapping[str, Any],
         rng: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Values for the tensors without a start of their own. weight: the site's, (out, in), if it has one."""
+        """Values for the tensors without a start of their own. weight: the site's, (out, in), if it has one.
+
+        statistics: what was asked for, the module's own `parameters`, and the part's `gain`.
+        """
         raise NotImplementedError
 
 
@@ -186,6 +212,10 @@ class Part:
 
     def phases(self) -> Sequence[Phase]:
         return (Phase("train"),)
+
+    def gain(self) -> float:
+        """What the part multiplies a product of its factors by: a start that takes a change over from elsewhere divides by it."""
+        return 1.0
 
     def plain(self) -> Part:
         """The same part without a source: it reads what it holds."""

@@ -75,6 +75,8 @@ class At(nn.Module):
                 if v.dtype != dtype and v.is_floating_point():
                     t[k] = v.to(dtype)
         t.layout, t.training = self.layout, self.placed.training
+        if values is None and len(self.anchor) and getattr(self.part, "takes_start_off", False):
+            t.start = self.t(ctx, dtype, self.anchor)
         t.members = [Member(cast(At, m.at[self.key]), dtype) for m in self.placed.members if self.key in m.at]
         return t
 
@@ -163,7 +165,9 @@ class Placed(nn.Module):
                     )
                 floating = specs[k].dtype.is_floating_point
                 v = v.detach().to(specs[k].dtype)
-                into[k] = nn.Parameter(v.clone(), requires_grad=specs[k].trained and floating)
+                # in rows, as a file gives it back: another layout takes other kernels
+                own = v.clone(memory_format=torch.contiguous_format)
+                into[k] = nn.Parameter(own, requires_grad=specs[k].trained and floating)
                 self.specs[f"common.{k}" if at is None else f"at.{at.key}.values.{k}"] = specs[k]._replace(
                     start=None
                 )

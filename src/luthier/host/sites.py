@@ -98,9 +98,13 @@ class Structure:
 
 
 PRESETS = {
+    "projections": (
+        "*attention.query", "*attention.key", "*attention.value", "*attention.output", "mlp.gate", "mlp.up", "mlp.down",
+    ),
     "ssm.projections": ("ssm.in", "ssm.x", "ssm.out"),
-}
-"""Names for several roles at once, as papers choose them. ssm.projections: where S195 puts LoRA in a Mamba; x_proj gives B, C and the
+}  # fmt: skip
+"""Names for several roles at once, as papers choose them. projections: all linear maps of attention and feed-forward layers, fused ones
+by their slices. ssm.projections: where S195 puts LoRA in a Mamba; x_proj gives B, C and the
 step, which one update of it ties. `ssm.dt` is left out: Transformers' mixer and the fused kernels read its weight without calling it
 (where Luthier loaded the model its scan does: add `| ssm.dt`)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor
 
 PEAK = "peak"
 """Key of a parameter group: its learning rate before the schedule. Groups without it are left to their optimiser."""
+DECAYS = "decays"
+"""Key of a parameter group: [first, last] weight decay, for one that falls during the phase."""
 
 
 def adamw(
@@ -19,10 +22,12 @@ def adamw(
     rate: float | None = None,
     decay: float | None = None,
     factors: Mapping[str, float] | None = None,
+    last_decay: float | None = None,
 ) -> torch.optim.Optimizer:
     """AdamW with one group per (rate, decay). rate, decay: for all tensors; None: each part's own, as the run says.
 
-    factors: {regular expression over names: factor on the rate}, first match wins.
+    factors: {regular expression over names: factor on the rate}, first match wins. last_decay: a weight decay above 0 falls to
+    this by a cosine over the phase.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, tensor in named.items():
@@ -31,6 +36,8 @@ def adamw(
         lr *= next((f for pattern, f in (factors or {}).items() if re.search(pattern, name)), 1.0)
         wd = own_decay if decay is None else decay
         group = groups.setdefault((lr, wd), {"params": [], "lr": lr, "weight_decay": wd, PEAK: lr})
+        if last_decay is not None and wd > 0:
+            group[DECAYS] = [wd, last_decay]
         group["params"].append((name, tensor))
     return torch.optim.AdamW(list(groups.values()), fused=fused(named.values()))
 
@@ -49,11 +56,19 @@ def factor(step: int, steps: int, warmup: float) -> float:
 
 
 def schedule(optimiser: torch.optim.Optimizer, step: int, steps: int, warmup: float) -> None:
-    """Set the learning rate of every group that has a peak."""
-    scale = factor(step, steps, warmup)
+    """Set the learning rate of every group that has a peak, and the weight decay of those whose decay falls."""
+    scale, fallen = factor(step, steps, warmup), cosine(step, steps)
     for group in optimiser.param_groups:
         if PEAK in group:
             group["lr"] = group[PEAK] * scale
+        if DECAYS in group:
+            first, last = group[DECAYS]
+            group["weight_decay"] = last + (first - last) * fallen
+
+
+def cosine(step: int, steps: int) -> float:
+    """From 1 at the first step to 0 at the last, by half a cosine."""
+    return (1 + math.cos(math.pi * step / max(1, steps - 1))) / 2
 
 
 def names_of(optimiser: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> list[str]:

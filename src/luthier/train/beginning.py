@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from luthier.data.entities import most_frequent_tag
 from luthier.errors import ModelError, OptionError
 from luthier.host.places import OutputHead
 from luthier.signals.objectives import Standardisation
-from luthier.train.batches import Encoded, encode, in_order
+from luthier.train.batches import encode
 from luthier.train.choices import ranks
 from luthier.train.fitted import TARGETS, UNKNOWN, preprocess_card
 from luthier.train.settings import Settings
 
 CALIBRATION_ROWS = 256
-"""Training rows that statistics for a start are gathered on."""
+"""Training rows that statistics for a start are gathered on, unless it says otherwise."""
 
 
 def as_method(method: Any) -> Any:
@@ -77,7 +78,7 @@ def new_adaptation(
         head=head,
         seed=settings.seed,
         members=members,
-        statistics=statistics_for(method, model, data, settings.batch_size, head),
+        statistics=statistics_for(method, model, data, settings.batch_size, head, settings.seed),
         reached=reached_modules(method, model, data, head),
     )
     made.task, made.preprocess = data.task.model_dump(mode="json"), preprocess_card(model)
@@ -115,7 +116,7 @@ def reached_modules(method: Any, model: Any, data: Any, head: Any) -> set[str] |
 
 
 def statistics_for(
-    method: Any, model: Any, data: Any, batch_size: int, head: Any = None
+    method: Any, model: Any, data: Any, batch_size: int, head: Any = None, seed: int = 0
 ) -> dict[str, dict[str, Any]] | None:
     """{site: {statistic: value}} of the base's activations on training rows, where a start asks for any."""
     from luthier.host import Adapted
@@ -125,16 +126,35 @@ def statistics_for(
     if not asking:
         return None
     adapted = Adapted(model.base)
-    sites = {s.name: s for part in asking for s in part.sites(adapted.structure)}
-    needs = sorted({need for part in asking for need in part.start.needs})
-    said = {need: FROM_TASK[need](model, data) for need in needs if need in FROM_TASK}
-    needs = [need for need in needs if need not in said]
-    if not needs:
-        return dict.fromkeys(sites, said)
-    rows = data.train.select(range(min(CALIBRATION_ROWS, len(data.train))))
+    found: dict[str, dict[str, Any]] = {}
+    for part in asking:
+        sites = part.sites(adapted.structure)
+        said = {need: FROM_TASK[need](model, data) for need in part.start.needs if need in FROM_TASK}
+        asked = {need: how for need, how in part.start.asks(part).items() if need not in said}
+        here: dict[str, dict[str, Any]] = {s.name: {} for s in sites}
+        if asked:
+            batches = calibration_batches(part.start, model, data, batch_size, head, seed)
+            here = calibrate(adapted, sites, asked, batches, partial(part.start.enough, part))
+        for name, values in here.items():
+            found[name] = {**found.get(name, {}), **values, **said}
+    return found
+
+
+def calibration_batches(
+    start: Any, model: Any, data: Any, batch_size: int, head: Any, seed: int
+) -> Iterable[dict[str, Any]]:
+    """Rows that a start's statistics are gathered on: drawn from the training rows, or from the data that the start names."""
+    source, count = getattr(start, "data", ""), getattr(start, "rows", CALIBRATION_ROWS)
+    if source:
+        from luthier.data.load import load_data
+
+        data, head = load_data(source), None
+    drawn = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[:count]
+    rows = data.train.select(drawn.tolist())
     encoded = encode(model.preprocess, rows, data.task, head=head)
-    found = calibrate(adapted, sites.values(), needs, batches_of(encoded, batch_size, model.device))
-    return {name: {**values, **said} for name, values in found.items()}
+    size = max(1, batch_size // encoded.per_row)
+    cuts = range(0, len(encoded), size)  # not by length: the first batches must stand for the others
+    return (encoded.batch(range(i, min(i + size, len(encoded))), model.device) for i in cuts)
 
 
 def label_ids(model: Any, data: Any) -> list[list[int]]:
@@ -169,7 +189,3 @@ FROM_TASK: dict[str, Callable[[Any, Any], Any]] = {
     "vocabulary": vocabulary_of,
 }
 """What starts may need that is known without running the model: name -> function of the model and the data."""
-
-
-def batches_of(encoded: Encoded, batch_size: int, device: Any) -> Iterable[dict[str, Any]]:
-    return (batch for _, batch in in_order(encoded, batch_size, device))

@@ -33,6 +33,14 @@ class Factors(NamedTuple):
     dropout: float = 0.0
     """Share of the input's entries that the change does not see; 0 outside training."""
 
+    def less(self, start: Factors) -> Factors:
+        """This change without an anchored start's: B A - B_0 A_0 = (B - B_0) A + B_0 (A - A_0).
+
+        Nothing where they are equal; in half precision, rounding in proportion to what was learned, not to the start.
+        """
+        up = torch.cat([self.up - start.up, start.up], -1)
+        return self._replace(up=up, down=torch.cat([self.down, self.down - start.down], -2))
+
 
 class Change(NamedTuple):
     """How one pair of factors enters; the tensors themselves are arguments of the function."""
@@ -43,8 +51,6 @@ class Change(NamedTuple):
     seed: int = 0
     folds: bool = False
     """Whether W + s B A is made first."""
-    anchor: bool = False
-    """Whether this is the start of the change before it, which is taken off: exactly nothing where they are equal."""
 
 
 def usable(module: nn.Module, original: Any, x: Tensor) -> bool:
@@ -65,11 +71,11 @@ def usable(module: nn.Module, original: Any, x: Tensor) -> bool:
 
 
 def changed(
-    module: Any, x: Tensor, given: Sequence[tuple[Factors, Factors | None, tuple[int, int] | None, float]]
+    module: Any, x: Tensor, given: Sequence[tuple[Factors, tuple[int, int] | None, float]]
 ) -> Tensor | None:
     """The module's output with changes. None: this needs plain autograd.
 
-    given: (factors, those of an anchored start, slice of the outputs, coefficient).
+    given: (factors, slice of the outputs, coefficient).
     """
     weight = module.weight.T if is_transposed(module) else module.weight
     kind = x.device.type
@@ -81,19 +87,13 @@ def changed(
     folds = rows >= min(weight.shape) and dtype.itemsize >= 4 and weight.dtype == dtype
     tensors: list[Tensor] = []
     changes: list[Change] = []
-    for now, start, outputs, coefficient in given:
+    for f, outputs, coefficient in given:
+        if f.up.dim() != 2 or f.down.dim() != 2:
+            return None
         # from the generator that checkpointing restores
-        seed = int(torch.randint(2**62, ())) if now.dropout else 0
-        for f in (now, start):
-            if f is None:
-                continue
-            if f.up.dim() != 2 or f.down.dim() != 2:
-                return None
-            tensors += [f.up, f.down]
-            sign = coefficient if f is now else -coefficient
-            changes.append(
-                Change(outputs, f.scale * sign, now.dropout, seed, folds and not now.dropout, f is not now)
-            )
+        seed = int(torch.randint(2**62, ())) if f.dropout else 0
+        tensors += [f.up, f.down]
+        changes.append(Change(outputs, f.scale * coefficient, f.dropout, seed, folds and not f.dropout))
     if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
         return FactoredLinear.apply(x, weight, module.bias, dtype, changes, *tensors)  # type: ignore[no-any-return]
     return _forward(x, weight, module.bias, dtype, changes, tensors)
@@ -102,24 +102,16 @@ def changed(
 def _folded(weight: Tensor, tensors: Sequence[Tensor], changes: Sequence[Change]) -> Tensor:
     """The weight with those changes that fold."""
     for i, c in enumerate(changes):
-        if not c.folds or c.anchor:
+        if not c.folds:
             continue
         up, down = tensors[2 * i].to(weight.dtype), tensors[2 * i + 1].to(weight.dtype)
         own = weight if c.rows is None else weight[c.rows[0] : c.rows[1]]
-        if _anchored(changes, i):
-            start = tensors[2 * i + 2].to(weight.dtype) @ tensors[2 * i + 3].to(weight.dtype)
-            own = own + (c.scale * (up @ down) + changes[i + 1].scale * start)
-        else:
-            own = torch.addmm(own, up, down, alpha=c.scale)
+        own = torch.addmm(own, up, down, alpha=c.scale)
         if c.rows is None:
             weight = own
         else:
             weight = torch.cat([weight[: c.rows[0]], own, weight[c.rows[1] :]])
     return weight
-
-
-def _anchored(changes: Sequence[Change], i: int) -> bool:
-    return i + 1 < len(changes) and changes[i + 1].anchor
 
 
 def _seen(x: Tensor, change: Change) -> Tensor:
@@ -148,15 +140,11 @@ def _forward(
     weight = _folded(weight.to(dtype), tensors, changes)
     y = linear(flat, weight, None if bias is None else bias.to(dtype))
     for i, c in enumerate(changes):
-        if c.folds or c.anchor:
+        if c.folds:
             continue
         up, down = tensors[2 * i].to(dtype), tensors[2 * i + 1].to(dtype)
         own, seen = y if c.rows is None else y[:, c.rows[0] : c.rows[1]], _seen(flat, c).T
-        if _anchored(changes, i):
-            start = (tensors[2 * i + 3].to(dtype) @ seen).T @ tensors[2 * i + 2].to(dtype).T
-            own += c.scale * ((down @ seen).T @ up.T) + changes[i + 1].scale * start
-        else:
-            own.addmm_((down @ seen).T, up.T, alpha=c.scale)
+        own.addmm_((down @ seen).T, up.T, alpha=c.scale)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 

@@ -13,9 +13,10 @@ from luthier.errors import ModelError
 from luthier.host.applicable import Reason, because, rows_share
 from luthier.host.exchange import EDITED, exchange
 from luthier.host.functional import call_with
-from luthier.host.part import Part, T
+from luthier.host.part import Free, Part, T
 from luthier.host.places.factored import Factors, changed, usable
-from luthier.host.sites import is_linear
+from luthier.host.places.folded import remade
+from luthier.host.sites import is_linear, is_transposed
 
 if TYPE_CHECKING:
     from luthier.host.adapted import Adapted
@@ -70,8 +71,12 @@ class WeightEdit(Weighted):
     before(x, t) -> x, instead of a shortcut, where the change is a change of the layer's input.
     delta_bias(weight, bias, t) -> the change of the bias, (out,). Without `delta` and `delta_bias` the part cannot merge.
     factors(t) -> Factors of a low-rank delta, beside a shortcut: where they serve a whole batch, layer and change are one
-    function (`luthier.host.places.factored`).
+    function (`luthier.host.places.factored`). A delta without a shortcut is made again in the backward pass
+    (`luthier.host.places.folded`), so that no changed weight is kept.
+    takes_start_off: `delta` itself takes an anchored start off, by `t.start`, because its change is not linear in what trains.
     """
+
+    takes_start_off: ClassVar[bool] = False
 
     delta: ClassVar[Any] = None
     delta_bias: ClassVar[Any] = None
@@ -112,12 +117,15 @@ class WeightEdit(Weighted):
         weight, bias, site, part = now["weight"], now.get("bias"), at.site, at.part
         own = weight.T if site.transposed else weight
         rows = slice(*site.rows) if site.rows else slice(None)
-        t = at.t(ctx, weight.dtype)
+        # a start is taken off in full precision: what is left of two rounded products would be mostly rounding
+        exact = torch.float32 if part.start.anchored and weight.itemsize < 4 else weight.dtype
+        t = at.t(ctx, exact)
         out = dict(now)
         if self.delta is not None:
-            change = self.delta(own[rows], t)
-            if part.start.anchored:
-                change = change - self.delta(own[rows], at.t(ctx, weight.dtype, at.anchor))
+            change = self.delta(own[rows].to(exact), t)
+            if part.start.anchored and not self.takes_start_off:
+                change = change - self.delta(own[rows].to(exact), at.t(ctx, exact, at.anchor))
+            change = change.to(weight.dtype)
             change = at.placed.scale * change.squeeze(0) if change.dim() > 2 else at.placed.scale * change
             if site.rows:
                 full = torch.zeros_like(own)
@@ -131,7 +139,7 @@ class WeightEdit(Weighted):
                     f"{self.name} changes the bias, but {site.name} has none. Choose other targets."
                 )
             if change is not None and bias is not None:
-                if part.start.anchored:
+                if part.start.anchored and not self.takes_start_off:
                     change = change - self.delta_bias(own[rows], bias[rows], at.t(ctx, bias.dtype, at.anchor))
                 full = torch.zeros_like(bias)
                 full[rows] = at.placed.scale * change
@@ -195,6 +203,25 @@ class Port:
         """The module's forward without what is merged into it."""
         return call_with(self.module, self.own(True), args, kwargs)
 
+    def changed(
+        self, whole: list[tuple[At, Context]], unfolded: bool, original: Any, args: tuple, kwargs: dict
+    ) -> Any:
+        """The module with changed parameters; where that is a linear layer, they are not kept until the backward pass."""
+
+        def make() -> Mapping[str, Tensor]:
+            now = self.own(unfolded)
+            for at, ctx in whole:
+                now = at.part.parameters(at, self.module, now, ctx)  # type: ignore[attr-defined]
+            return now
+
+        plain = all(isinstance(a.part, WeightEdit) and type(a.part.source) is Free for a, _ in whole)
+        x = args[0] if args else next(iter(kwargs.values()))
+        if plain and usable(self.module, original, x):
+            trained = [p for a, _ in whole for p in (*a.values.values(), *a.placed.common.values())]
+            if (y := remade(x, make, is_transposed(self.module), trained)) is not None:
+                return y
+        return call_with(self.module, make(), args, kwargs)
+
     def forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         on = [
             (a, c)
@@ -212,10 +239,7 @@ class Port:
         if whole:  # the parameters change anyway: changes of the input are folded in too
             whole = [(a, c) for a, c in on if (_folds(a) or _turns_input(a)) and a.placed.owner not in c.rows]
         if whole:
-            now = self.own(unfolded)
-            for at, ctx in whole:
-                now = at.part.parameters(at, self.module, now, ctx)  # type: ignore[attr-defined]
-            y = call_with(self.module, now, args, kwargs)
+            y = self.changed(whole, unfolded, original, args, kwargs)
         else:
             for at, ctx in on:
                 if _turns_input(at):
@@ -223,17 +247,29 @@ class Port:
                     x = at.blend(at.part.before(x, at.t(ctx, x.dtype)), x, ctx)  # type: ignore[attr-defined]
                     args, kwargs = (x, *args[1:]), kwargs if args else {}
             y = original(*args, **kwargs)
+        in_rows = [
+            (a, c) for a, c in on if a.placed.owner in c.rows and (_folds(a) or (whole and _turns_input(a)))
+        ]
+        for owner in dict.fromkeys(a.placed.owner for a, _ in in_rows):
+            y = self.in_rows(
+                [(a, c) for a, c in in_rows if a.placed.owner == owner], y, unfolded, args, kwargs
+            )
         for at, ctx in on:
-            if not whole and _turns_input(at):
-                continue
-            if _folds(at) or _turns_input(at):
-                if at.placed.owner in ctx.rows:  # only some rows see other weights: both are computed
-                    self.belongs_to_rows(at)
-                    now = at.part.parameters(at, self.module, self.own(unfolded), ctx)  # type: ignore[attr-defined]
-                    y = at.blend(call_with(self.module, now, args, kwargs), y, ctx)
-            else:
+            if not _folds(at) and not _turns_input(at):
                 y = _shortcut(at, ctx, args[0] if args else next(iter(kwargs.values())), y)
         return y
+
+    def in_rows(
+        self, mine: list[tuple[At, Context]], y: Tensor, unfolded: bool, args: tuple, kwargs: dict
+    ) -> Tensor:
+        """`y`, and in the rows of one adaptation what the module gives with all of its changes: both are computed."""
+        now = self.own(unfolded)
+        for at, ctx in mine:
+            self.belongs_to_rows(at)
+            now = at.part.parameters(at, self.module, now, ctx)  # type: ignore[attr-defined]
+        at, ctx = mine[0]
+        new = call_with(self.module, now, args, kwargs)
+        return torch.where(ctx.rows[at.placed.owner].view(-1, *[1] * (new.dim() - 1)), new, y)
 
 
 class Ported:
@@ -285,10 +321,12 @@ def _factored(
     x = args[0] if args else next(iter(kwargs.values()))
     if not usable(module, original, x):
         return None
-    given: list[tuple[Factors, Factors | None, tuple[int, int] | None, float]] = []
+    given: list[tuple[Factors, tuple[int, int] | None, float]] = []
     for at, ctx in on:
-        start = at.part.factors(at.t(ctx, values=at.anchor)) if at.part.start.anchored else None
-        given.append((at.part.factors(at.t(ctx)), start, at.site.rows, at.placed.scale))
+        f = at.part.factors(at.t(ctx))
+        if at.part.start.anchored:
+            f = f.less(at.part.factors(at.t(ctx, values=at.anchor)))
+        given.append((f, at.site.rows, at.placed.scale))
     return changed(module, x, given)
 
 
