@@ -118,4 +118,21 @@ def test_the_page_of_prompts_names_every_method_carrier_source_and_start_of_the_
         for n, c in ours.items()
         if c.__module__.startswith(("luthier.sources", "luthier.starts", "luthier.methods"))
     }
-    assert not [n for n in ours - {"zero", "pretrained"} if f"`{n}`" not in said]
+    elsewhere = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    assert not [n for n in ours - {"zero", "pretrained"} if f"`{n}`" not in said + elsewhere]
+
+
+def test_the_page_of_weights_names_every_low_rank_method_and_its_starts():
+    import luthier as lt
+    from luthier.host.options import known
+    from luthier.host.part import Start
+
+    said = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    lt.methods.load_all()
+    entries = {n: e for n, e in lt.methods.entries().items() if e["module"].split(".")[2] == "low_rank"}
+    lines = {n: next(line for line in said.splitlines() if line.startswith(f"| `{n}` |")) for n in entries}
+    assert len(entries) > 8
+    assert not [n for n, e in entries.items() for paper in e["papers"] if paper not in lines[n]]
+    starts = {e["start"].partition("(")[0] for e in entries.values()}
+    assert {"pissa", "eva"} < starts <= known(Start).keys()
+    assert not [s for s in starts if f"| `{s}` |" not in said]

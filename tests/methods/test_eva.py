@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.errors import OptionError
+from luthier.errors import OptionError, SiteError
 from luthier.host import Adaptation, Adapted
 from luthier.host.calibrate import calibrate
 from luthier.host.files import load, save
@@ -150,6 +150,13 @@ def test_too_few_rows_and_no_rank_are_refused():
     with pytest.raises(OptionError, match="needs statistics"):
         Adaptation.new(method, base)
     assert Adaptation.new(method, base, unfilled=True).counts()["method"] > 0
+
+
+def test_sites_that_receive_nothing_are_named():
+    model = Adapted(bed.base("t5"))
+    sites = LoRA(targets="*attention.query").sites(model.structure)
+    with pytest.raises(SiteError, match=r"6 of 9 sites receive nothing .* first decoder"):
+        calibrate(model, sites, ("input_mean",), [bed.batch("t5")], body=True)
 
 
 def test_a_chain_takes_its_first_link_from_the_inputs() -> None:

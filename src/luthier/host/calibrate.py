@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.errors import ModelError, OptionError
+from luthier.errors import ModelError, OptionError, SiteError
 from luthier.host.adapted import Adapted
 from luthier.host.context import Context
 from luthier.host.sites import Site
@@ -101,11 +101,14 @@ def calibrate(
     needs: Sequence[str] | Mapping[str, Statistic | None],
     batches: Iterable[Mapping[str, Any]],
     enough: Callable[[Mapping[str, Mapping[str, Any]]], bool] | None = None,
+    *,
+    body: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """{site: {statistic: value}} of the base's own activations over some batches.
 
     needs: names of what is known here (`STATISTICS`), or names with functions of their own. enough: asked after every batch,
-    with what was found so far; true ends the pass. OptionError for a name that nobody knows.
+    with what was found so far; true ends the pass. body: only up to the hidden states that a head reads. OptionError for a name
+    that nobody knows, SiteError for sites that receive nothing.
     """
     named = dict.fromkeys(needs) if not isinstance(needs, Mapping) else dict(needs)
     if unknown := [n for n, own in named.items() if own is None and n not in STATISTICS]:
@@ -120,10 +123,16 @@ def calibrate(
         with adapted.using():
             for batch in batches:
                 gathers.now.clear()
-                adapted(batch)
+                adapted(batch, body=body)
                 if enough is not None and enough(gathers.values(sites)):
                     break
     finally:
         for h in handles:
             h.remove()
-    return gathers.values(sites)
+    found = gathers.values(sites)
+    if idle := [name for name, own in found.items() if own.keys() != named.keys()]:
+        raise SiteError(
+            f"{len(idle)} of {len(sites)} sites receive nothing from the rows that statistics are gathered on, first {idle[0]}. "
+            "Choose other targets, or other rows."
+        )
+    return found

@@ -133,8 +133,8 @@ def statistics_for(
         asked = {need: how for need, how in part.start.asks(part).items() if need not in said}
         here: dict[str, dict[str, Any]] = {s.name: {} for s in sites}
         if asked:
-            batches = calibration_batches(part.start, model, data, batch_size, head, seed)
-            here = calibrate(adapted, sites, asked, batches, partial(part.start.enough, part))
+            batches, body = calibration_batches(part.start, model, data, batch_size, head, seed)
+            here = calibrate(adapted, sites, asked, batches, partial(part.start.enough, part), body=body)
         for name, values in here.items():
             found[name] = {**found.get(name, {}), **values, **said}
     return found
@@ -142,19 +142,22 @@ def statistics_for(
 
 def calibration_batches(
     start: Any, model: Any, data: Any, batch_size: int, head: Any, seed: int
-) -> Iterable[dict[str, Any]]:
-    """Rows that a start's statistics are gathered on: drawn from the training rows, or from the data that the start names."""
+) -> tuple[Iterable[dict[str, Any]], bool]:
+    """Rows that a start's statistics are gathered on: drawn from the training rows, or from the data that the start names;
+    and whether only the model's body reads them, as where a head of ours does the task."""
     source, count = getattr(start, "data", ""), getattr(start, "rows", CALIBRATION_ROWS)
+    body = head is not None and not ranks(head)
     if source:
         from luthier.data.load import load_data
 
         data, head = load_data(source), None
+        body = data.task.kind != "text2text"
     drawn = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[:count]
     rows = data.train.select(drawn.tolist())
     encoded = encode(model.preprocess, rows, data.task, head=head)
     size = max(1, batch_size // encoded.per_row)
     cuts = range(0, len(encoded), size)  # not by length: the first batches must stand for the others
-    return (encoded.batch(range(i, min(i + size, len(encoded))), model.device) for i in cuts)
+    return (encoded.batch(range(i, min(i + size, len(encoded))), model.device) for i in cuts), body
 
 
 def label_ids(model: Any, data: Any) -> list[list[int]]:
