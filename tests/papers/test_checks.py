@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -282,3 +283,26 @@ def test_declaring_and_judging_needs_no_torch() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert out.stdout.split() == ["False", "False"]
+
+
+def test_losses_are_means_of_the_last_steps_at_each_arms_best_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    def log(self, model, data, method, *, seed, rate, **settings):
+        return [
+            {"loss": 9.0},
+            {"validation": {"loss": 7.0}},
+            {"loss": rate + seed},
+            {"loss": rate + seed + 2},
+        ]
+
+    monkeypatch.setattr(Run, "_log", log)
+    made = Check(
+        "S294", "", claims=(Beats("c", "", arm="b", over="a"),), covers=(), data="", against="", minutes=1
+    )
+    run = Run(made, _allowed=("c",))
+    arms = {name: SimpleNamespace(rate=rate) for name, rate in (("a", 1.0), ("b", 3.0))}
+    found = run.losses("c", None, None, arms, seeds=(0, 1), rates=(2.0, 1.0), last=2)
+    assert found == {"a": {0: 2.0, 1: 3.0}, "b": {0: 4.0, 1: 5.0}}
+    assert [(r.arm, r.seed, r.value, r.about["rate"]) for r in run.records] == [
+        ("a", 0, 2.0, 1.0), ("a", 1, 3.0, 1.0), ("b", 0, 4.0, 3.0), ("b", 1, 5.0, 3.0),
+    ]  # fmt: skip
+    assert len(run.trials) == 4

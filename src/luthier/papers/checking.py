@@ -160,17 +160,60 @@ class Run:
         **settings: Any,
     ) -> list[tuple[int, dict[str, float]]]:
         """[(step, validation scores)] every so many steps of a fit; the test rows stay out of it."""
-
-        def go() -> list[Any]:
-            with tempfile.TemporaryDirectory() as out:
-                self.fit(model, data, method, out=f"{out}/run", seed=seed, evaluate_every=every, **settings)
-                lines = map(
-                    json.loads, Path(out, "run", "log.jsonl").read_text(encoding="utf-8").splitlines()
-                )
-                return [[line["step"], line["validation"]] for line in lines if "validation" in line]
-
-        found = self.once([claim, name, "curve", seed], go)
+        lines = partial(self._log, model, data, method, seed=seed, evaluate_every=every, **settings)
+        found = self.once(
+            [claim, name, "curve", seed],
+            lambda: [[line["step"], line["validation"]] for line in lines() if "validation" in line],
+        )
         return [(step, scores) for step, scores in found]
+
+    def losses(
+        self,
+        claim: str,
+        model: Any,
+        data: Any,
+        arms: Mapping[str, Any],
+        *,
+        seeds: Sequence[int] = (0, 1, 2),
+        rates: Sequence[float] = RATES,
+        last: int = 20,
+        **settings: Any,
+    ) -> dict[str, dict[int, float]]:
+        """Record the training loss of every arm at every seed, the mean of a fit's last steps, each at its own best rate.
+
+        The rate is the one of `rates` times the method's own whose loss is lowest at the first seed.
+        """
+        found: dict[str, dict[int, float]] = {}
+        for name, method in arms.items():
+
+            def loss(factor: float, seed: int, name: str = name, method: Any = method) -> float:
+                def go() -> float:
+                    lines = self._log(
+                        model, data, method, seed=seed, rate=float(method.rate) * factor, **settings
+                    )
+                    values = [line["loss"] for line in lines if "loss" in line]
+                    return float(sum(values[-last:]) / len(values[-last:]))
+
+                return float(self.once([claim, name, "loss", factor, seed], go))
+
+            tried = {factor: loss(factor, seeds[0]) for factor in rates}
+            self.trials += [
+                {"claim": claim, "arm": name, "rate": float(method.rate) * f, "seed": seeds[0], "loss": v}
+                for f, v in tried.items()
+            ]
+            best = min(tried, key=lambda f: (tried[f], abs(math.log(f))))
+            found[name] = {s: loss(best, s) for s in seeds}
+            for s, value in found[name].items():
+                self.say(f"{self.check.id} {claim}: {name}, seed {s}: loss {value:.4f}")
+                self.record(claim, value, arm=name, seed=s, rate=float(method.rate) * best)
+        return found
+
+    def _log(self, model: Any, data: Any, method: Any, **settings: Any) -> list[dict[str, Any]]:
+        """The lines that a fit logs."""
+        with tempfile.TemporaryDirectory() as out:
+            self.fit(model, data, method, out=f"{out}/run", **settings)
+            text = Path(out, "run", "log.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
 
     def _journal(self) -> Path:
         assert self.work is not None
