@@ -21,6 +21,7 @@ from luthier.host.sites import Site
 from luthier.instruments.saved import saved
 from luthier.methods import load_all
 from luthier.methods.low_rank.lora import LoRA
+from luthier.starts.singular import PiSSAStart
 from tests.host import bed
 
 
@@ -185,6 +186,16 @@ def test_the_shared_input_is_saved_once(dropout: float, limit: float) -> None:
     token = CURRENT.set(model.open((x,), {}))
     try:
         assert kept(model, x) <= limit * x.numel() * 2
+    finally:
+        CURRENT.reset(token)
+
+
+def test_an_anchored_start_saves_no_more_of_the_input() -> None:
+    model = attached(64, 2, torch.bfloat16, start=PiSSAStart())
+    x = torch.randn(16, 128, 64, dtype=torch.bfloat16, requires_grad=True)
+    token = CURRENT.set(model.open((x,), {}))
+    try:
+        assert x.numel() * 2 <= kept(model, x) <= 1.1 * x.numel() * 2
     finally:
         CURRENT.reset(token)
 
