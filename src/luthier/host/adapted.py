@@ -20,7 +20,6 @@ from luthier.host.combination import Combination
 from luthier.host.context import CURRENT, GIVEN, Context
 from luthier.host.entry import Entrance
 from luthier.host.exchange import RECOMPUTED, exchange
-from luthier.host.part import T
 from luthier.host.placed import Placed
 from luthier.host.places import Stack
 from luthier.host.places.output import ranked, reads_logits, summed
@@ -245,9 +244,7 @@ class Adapted(nn.Module):
         for name in active:
             for _, term in terms(self.adaptations[name]):
                 for placed in term.every_placed():
-                    ctx.made[placed.key] = placed.part.source.prepare(
-                        placed.part, T(placed.common), placed.wanted_once(), ctx
-                    )
+                    ctx.made[placed.key] = placed.prepare(ctx)
         if any(a.placed.owner in active for port in self.attention.values() for a in port.edits):
             ctx.made["attention:"] = True
         return ctx
@@ -287,6 +284,9 @@ class Adapted(nn.Module):
             ctx.positions = (ctx.mask.long().cumsum(-1) - 1).clamp(min=0)[:, -n:]
         else:
             ctx.positions = torch.arange(ctx.seen, ctx.seen + n, device=like.device)[None]
+        said = kwargs.get("position_ids")
+        if ctx.phase == "prefill" and said is not None and said.dim() == 2 and said.shape[1] == n:
+            ctx.positions = said
 
     def _enter(self, base: nn.Module, args: tuple, kwargs: dict) -> Any:
         if self.context() is None:

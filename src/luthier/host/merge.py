@@ -12,7 +12,7 @@ from torch import nn
 from luthier.errors import ModelError, OptionError
 from luthier.host.applicable import Reason, because
 from luthier.host.context import CURRENT, Context
-from luthier.host.part import Part, T
+from luthier.host.part import Part
 
 if TYPE_CHECKING:
     from luthier.host.adapted import Adapted
@@ -57,7 +57,7 @@ def merge(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
             )
     ctx = Context(wire=adapted.wire, active=(name,), given=dict(given))
     for placed in parts:
-        ctx.made[placed.key] = placed.part.source.prepare(placed.part, T(placed.common), placed.wanted(), ctx)
+        ctx.made[placed.key] = placed.prepare(ctx)
     new: dict[str, dict[str, torch.Tensor]] = {}
     token = CURRENT.set(ctx)
     try:

@@ -56,6 +56,11 @@ def normal(std: float) -> Draw:
     return lambda shape, rng: torch.randn(shape, generator=rng) * std
 
 
+def uniform(bound: float) -> Draw:
+    """Uniform values between -bound and bound."""
+    return lambda shape, rng: (2 * torch.rand(shape, generator=rng) - 1) * bound
+
+
 class T(dict):
     """Tensors of one site by name, read as attributes; `layout` and `members` beside them."""
 

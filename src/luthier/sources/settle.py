@@ -8,7 +8,7 @@ import torch
 
 from luthier.errors import OptionError
 from luthier.host.adaptation import Adaptation
-from luthier.host.part import Free, T
+from luthier.host.part import Free
 
 
 @torch.no_grad()
@@ -30,13 +30,9 @@ def settled(adaptation: Adaptation, base: Any) -> Adaptation:
     )
     made.task, made.preprocess, made.about = adaptation.task, adaptation.preprocess, dict(adaptation.about)
     for old, new in zip(adaptation.placed(), made.placed(), strict=True):
-        source = old.part.source
-        prepared = source.prepare(old.part, T(old.common), old.wanted_once(), None)
+        prepared = old.prepare(None)
         for a, b in zip(old.ats(), new.ats(), strict=True):
-            raw = T(old.common)
-            raw.update(a.values)
-            raw.layout = a.layout
-            values = source.make(old.part, a.site, raw, None, prepared)
+            values = a.made(None, prepared)
             for name, p in b.values.items():
                 p.data = values[name].detach().clone()  # in the precision that it was made in
     return made
