@@ -203,6 +203,9 @@ class Entrance:
         if mask is not None:
             kw["attention_mask"] = torch.cat([visible.to(mask.dtype), mask], 1)
         positions = kw.get("position_ids")
+        packed = _pieces(positions) if mask is None and ctx.phase == "prefill" and self.tower.causal else None
+        if packed is not None:
+            kw["attention_mask"] = self._packed(ctx, packed.expand(rows, -1), made)
         if "position_ids" in self.tower.takes and (
             made.hidden or positions is not None or (mask is not None and self.tower.causal)
         ):
@@ -233,6 +236,27 @@ class Entrance:
 
     def _embed(self, ids: Any) -> Tensor:
         return self.adapted.base.get_submodule(self.tower.embedding)(ids)  # type: ignore[arg-type]
+
+    def _packed(self, ctx: Context, pieces: Tensor, made: Prompts) -> Tensor:
+        """(rows, 1, places, places), bool or added to the scores: every piece of a packed row sees the prompts and itself."""
+        base = self.adapted.base
+        config = getattr(base.get_submodule(self.tower.entry), "config", None)
+        window = getattr(config, "sliding_window", None) is not None
+        inner = str(getattr(config, "_attn_implementation", "")).removeprefix("luthier_")
+        if made.hidden or window or inner not in ("eager", "sdpa") or any(t.dim() == 3 for t in made.tokens):
+            raise ModelError(
+                "Rows packed of several sequences (positions that start again) can't share these prompts: they are made for a whole row, or are not in every row, "
+                "or the model's attention takes no mask that shows them to each sequence (a sliding window, flash attention). Give each sequence a row of its own."
+            )
+        pieces = torch.cat([pieces.new_full((len(pieces), made.added), -1), pieces], 1)
+        seen = (pieces[:, None] == pieces[:, :, None]) | (pieces[:, None] == -1)
+        seen = seen.tril()[:, None]
+        if inner == "sdpa":
+            return seen
+        dtype = ctx.entering[self.tower.name].dtype
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(
+            ~seen, torch.finfo(dtype).min
+        )
 
     def _check(self, ctx: Context, kw: dict, n: int, made: Prompts) -> None:
         past = kw.get("past_key_values")
@@ -278,6 +302,16 @@ class Entrance:
             return kwargs
         front = mask.new_ones(rows, extra) if made is None else made.mask().to(mask.dtype)
         return {**kwargs, "encoder_attention_mask": torch.cat([front, mask], 1)}
+
+
+def _pieces(positions: Tensor | None) -> Tensor | None:
+    """(1 or rows, tokens): which of the sequences packed in a row each token belongs to; None: there is one."""
+    if positions is None or positions.dim() != 2:
+        return None
+    starts = positions.diff(dim=1) != 1
+    if not starts.any():
+        return None
+    return torch.nn.functional.pad(starts.long().cumsum(1), (1, 0))
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:

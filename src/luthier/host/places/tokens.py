@@ -24,6 +24,8 @@ class TokenPrompt(Part):
 
     A token that is not visible is hidden from attention and takes no position. deep: `tokens_at(h, t, ctx)` at every block
     replaces the prompt's positions there; h is the sequence without prompts.
+
+    In a decoder's row that packs several sequences (positions that start again, no mask) each of them sees one and the same prompt.
     """
 
     deep: ClassVar[bool] = False
