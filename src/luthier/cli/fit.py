@@ -53,7 +53,8 @@ def fit(
         typer.Option(
             "--signal",
             help="auto: a linear head. For classification with a model that writes: choices ranks the labels as its answers, "
-            "t_few does with T-Few's losses.",
+            "t_few does with T-Few's losses. infoprompt adds InfoPrompt's terms to a soft prompt's loss. Options stand behind "
+            "the name: 'infoprompt head=0 representation=0.5'.",
         ),
     ] = None,
     cache: Annotated[

@@ -11,7 +11,9 @@ import torch
 
 from luthier.data.entities import most_frequent_tag
 from luthier.errors import ModelError, OptionError
+from luthier.host.options import make
 from luthier.host.places import OutputHead
+from luthier.signals.choose import parsed
 from luthier.signals.objectives import Standardisation
 from luthier.train.batches import Encoded, encode, in_order
 from luthier.train.choices import ranks
@@ -40,14 +42,20 @@ def head_for(model: Any, data: Any, signal: str = "auto") -> Any:
     task = data.task
     if task.kind == "text2text":
         return None
-    if signal != "auto":
+    name, given = parsed(signal)
+    if name in ("choices", "t_few"):
         from luthier.methods.choices import Choices
 
         return Choices(classes=len(task.labels))
+    pooling: Any = "none" if task.kind == "tagging" else model.pooling
+    shape = {"classes": len(task.labels) or 1, "pooling": pooling, "width": hidden_width(model, data)}
+    if name == "infoprompt":
+        from luthier.methods.info_head import InfoHead
+
+        return make(InfoHead, {**given, **shape})
     from luthier.methods.heads import LinearHead
 
-    pooling: Any = "none" if task.kind == "tagging" else model.pooling
-    return LinearHead(classes=len(task.labels) or 1, pooling=pooling, width=hidden_width(model, data))
+    return LinearHead(**shape)
 
 
 def hidden_width(model: Any, data: Any) -> int:

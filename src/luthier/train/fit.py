@@ -72,7 +72,8 @@ def fit(
     that of the whole batch. patience: evaluations without improvement after which the last phase stops; the best stays.
     shard: under torchrun, hold a part of the base on each process (`train.shard`); it stays so. Load the model on the CPU then.
     checkpoint_every: steps; None: by the clock. signal: "auto", a linear head on hidden states; for classification by a model
-    that writes, "choices" ranks the labels' texts as its answers, and "t_few" trains that with T-Few's losses.
+    that writes, "choices" ranks the labels' texts as its answers, and "t_few" trains that with T-Few's losses; "infoprompt"
+    adds InfoPrompt's terms to a soft prompt's. Options stand behind the name: "infoprompt head=0" (`luthier.signals.choose`).
     progress: whether to show any, or what shows it (`train.progress`). streams: further splits by name, for plans that ask
     for them.
     Raises OptionError, DataError, ModelError or RunError, each with one line that names the fix.

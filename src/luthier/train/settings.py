@@ -12,6 +12,7 @@ import torch
 
 import luthier
 from luthier.errors import OptionError
+from luthier.signals.choose import parsed
 from luthier.train.fitted import preprocess_card
 from luthier.train.processes import Processes
 
@@ -59,10 +60,10 @@ class Settings:
         for name, choices in (
             ("precision", ("fp32", "bf16")),
             ("cache", ("auto", "off")),
-            ("signal", ("auto", "choices", "t_few")),
         ):
             if getattr(self, name) not in choices:
                 raise OptionError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(choices)}.")
+        parsed(self.signal)
         if not 0 <= self.warmup < 1:
             raise OptionError(f"warmup={self.warmup!r}: it is a share of the steps, from 0 to below 1.")
         if not 0 <= self.seed < 2**63:
