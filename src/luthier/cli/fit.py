@@ -57,6 +57,10 @@ def fit(
             "the name: 'infoprompt head=0 representation=0.5'.",
         ),
     ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option("--after", help="The folder of an adaptation or a run, on this model, to begin with."),
+    ] = None,
     cache: Annotated[
         bool,
         typer.Option("--cache/--no-cache", help="Keep what the frozen lower part of the model computes."),
@@ -83,6 +87,7 @@ def fit(
     from luthier.data.load import load_data
     from luthier.models.load import load
     from luthier.train.fit import fit
+    from luthier.train.fitted import load_fitted
 
     rows = load_data(
         data,
@@ -91,6 +96,7 @@ def fit(
         limit=limit,
     )
     base = load(model, device=device, dtype=dtype)
+    before = load_fitted(after, base) if after is not None else None
     wanted = options.given(
         epochs=epochs,
         steps=steps,
@@ -110,6 +116,7 @@ def fit(
         seed=seed,
         checkpointing=checkpointing,
         class_weights=class_weights,
+        after=before,
         shard=shard,
         resume_anyway=resume_anyway,
         progress=not quiet,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,20 @@ def hidden_width(model: Any, data: Any) -> int:
 
 
 def new_adaptation(
-    method: Any, model: Any, data: Any, settings: Settings, head: Any, members: Mapping[str, Any] | None
+    method: Any,
+    model: Any,
+    data: Any,
+    settings: Settings,
+    head: Any,
+    members: Mapping[str, Any] | None,
+    after: Any = None,
 ) -> Any:
-    """A fresh adaptation that carries its task and its preprocessing."""
+    """A fresh adaptation that carries its task and its preprocessing. after: an adaptation that it begins with."""
     from luthier.host import Adaptation
+    from luthier.host.following import following
 
-    made = Adaptation.new(
+    begin = partial(following, after) if after is not None else Adaptation.new
+    made = begin(
         method,
         model.base,
         head=head,

@@ -78,6 +78,7 @@ def describe(
     head: Any,
     streams: Mapping[str, Any],
     members: Mapping[str, Any] | None = None,
+    after: Any = None,
 ) -> dict[str, Any]:
     """What run.json compares: all that decides the result, by content; where files lie does not."""
     from luthier.host.options import to_card
@@ -87,6 +88,7 @@ def describe(
         "head": to_card(head) if head is not None else None,
         "model": {"fingerprint": model.fingerprint, "preprocess": preprocess_card(model)},
         "members": {name: member.hash() for name, member in (members or {}).items()},
+        **({"after": after.hash()} if after is not None else {}),
         "data": {"digest": data.digest, "streams": {k: v.digest for k, v in streams.items()}},
         "task": data.task.model_dump(mode="json"),
         **asdict(settings),
