@@ -53,8 +53,13 @@ def fit(
         typer.Option(
             "--signal",
             help="auto: a linear head. For classification with a model that writes: choices ranks the labels as its answers, "
-            "t_few does with T-Few's losses.",
+            "t_few does with T-Few's losses. infoprompt adds InfoPrompt's terms to a soft prompt's loss. Options stand behind "
+            "the name: 'infoprompt head=0 representation=0.5'.",
         ),
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option("--after", help="The folder of an adaptation or a run, on this model, to begin with."),
     ] = None,
     cache: Annotated[
         bool,
@@ -82,6 +87,7 @@ def fit(
     from luthier.data.load import load_data
     from luthier.models.load import load
     from luthier.train.fit import fit
+    from luthier.train.fitted import load_fitted
 
     rows = load_data(
         data,
@@ -90,6 +96,7 @@ def fit(
         limit=limit,
     )
     base = load(model, device=device, dtype=dtype)
+    before = load_fitted(after, base) if after is not None else None
     wanted = options.given(
         epochs=epochs,
         steps=steps,
@@ -109,6 +116,7 @@ def fit(
         seed=seed,
         checkpointing=checkpointing,
         class_weights=class_weights,
+        after=before,
         shard=shard,
         resume_anyway=resume_anyway,
         progress=not quiet,

@@ -11,6 +11,7 @@ import typer
 
 from luthier import __version__
 from luthier.cli import convert, evaluate, fit, instruments, methods, predict, sites, testbed
+from luthier.cli import stream as streams
 from luthier.errors import LuthierError
 
 HELP = (
@@ -43,6 +44,7 @@ def every_command(
 
 
 app.command("fit")(fit.fit)
+app.command("stream")(streams.stream)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)

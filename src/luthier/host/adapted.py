@@ -334,7 +334,8 @@ class Adapted(nn.Module):
         with self.given(**{k: v for k, v in batch.items() if k in GIVEN}):
             ctx = self.open((), inputs)
         heads = [p for p in self.heads if p.owner in ctx.active]
-        ranking = reads_logits(heads) and not body
+        of_words = reads_logits(heads)
+        ranking = of_words and not body
         inside = bool(heads or body) and not ranking
         module = (
             self.base.get_submodule(self.exit_entry)
@@ -357,7 +358,7 @@ class Adapted(nn.Module):
             logits = getattr(raw, "logits", None)
             if ranking:
                 logits = ranked(heads, logits, mask, ctx)
-            elif heads:
+            elif heads and not of_words:  # with `body` there is nothing for one that ranks
                 logits = self._logits(heads, hidden, mask, ctx)
         finally:
             CURRENT.reset(token)

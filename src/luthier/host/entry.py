@@ -29,6 +29,8 @@ class Prompts:
     added: int = 0
     hidden: bool = False
     """Whether a part said that some tokens are not visible."""
+    input: Tensor | None = None
+    """(rows, tokens, width): the embedded sequence that they stand in front of."""
     behind: Tensor | None = None
     """(rows,) padding that the prompts stand behind, in a recurrent tower; None: they stand in front of everything."""
 
@@ -107,6 +109,7 @@ class Entrance:
             )
         ctx.entering[self.tower.name] = h
         made = self.prompts(ctx, len(h), h.device)
+        made.input = h
         h = torch.cat([*(t.to(h.dtype).expand(len(h), -1, -1) for t in made.tokens), h], 1)
         return ((h, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": h})
 
@@ -221,7 +224,7 @@ class Entrance:
             )
         kw.pop("cache_position", None)  # counted without prompts; the model counts again from its cache
         if ctx.phase == "prefill":
-            embeds = ctx.entering[self.tower.name]
+            embeds = made.input = ctx.entering[self.tower.name]
             front = torch.cat([t.to(embeds.dtype).expand(rows, -1, -1) for t in made.tokens], 1)
             if mask is not None and self.recurrent:
                 # a state decays over padding too: none may lie between the prompts and what they stand for

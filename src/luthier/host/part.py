@@ -206,6 +206,13 @@ class Part:
     def shared(self, sites: Sequence[Site]) -> Mapping[str, SpecLike]:
         return {}
 
+    def carry(self, site: Site, before: T) -> tuple[Layout, Mapping[str, Tensor]]:
+        """What this part begins with at a site on a further task: its layout, and tensors that do not begin as always.
+
+        before: what is kept there of the task before, with its layout. Here all goes on where it stands, under its name.
+        """
+        return before.layout, before
+
     def build(
         self, base: torch.nn.Module, sites: Sequence[Site], rng: torch.Generator
     ) -> torch.nn.Module | None:

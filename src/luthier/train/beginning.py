@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 
 from luthier.data.entities import most_frequent_tag
 from luthier.errors import ModelError, OptionError
+from luthier.host.options import make
 from luthier.host.places import OutputHead
+from luthier.signals.choose import parsed
 from luthier.signals.objectives import Standardisation
 from luthier.train.batches import Encoded, encode, in_order
 from luthier.train.choices import ranks
@@ -40,14 +43,20 @@ def head_for(model: Any, data: Any, signal: str = "auto") -> Any:
     task = data.task
     if task.kind == "text2text":
         return None
-    if signal != "auto":
+    name, given = parsed(signal)
+    if name in ("choices", "t_few"):
         from luthier.methods.choices import Choices
 
         return Choices(classes=len(task.labels))
+    pooling: Any = "none" if task.kind == "tagging" else model.pooling
+    shape = {"classes": len(task.labels) or 1, "pooling": pooling, "width": hidden_width(model, data)}
+    if name == "infoprompt":
+        from luthier.methods.info_head import InfoHead
+
+        return make(InfoHead, {**given, **shape})
     from luthier.methods.heads import LinearHead
 
-    pooling: Any = "none" if task.kind == "tagging" else model.pooling
-    return LinearHead(classes=len(task.labels) or 1, pooling=pooling, width=hidden_width(model, data))
+    return LinearHead(**shape)
 
 
 def hidden_width(model: Any, data: Any) -> int:
@@ -66,12 +75,20 @@ def hidden_width(model: Any, data: Any) -> int:
 
 
 def new_adaptation(
-    method: Any, model: Any, data: Any, settings: Settings, head: Any, members: Mapping[str, Any] | None
+    method: Any,
+    model: Any,
+    data: Any,
+    settings: Settings,
+    head: Any,
+    members: Mapping[str, Any] | None,
+    after: Any = None,
 ) -> Any:
-    """A fresh adaptation that carries its task and its preprocessing."""
+    """A fresh adaptation that carries its task and its preprocessing. after: an adaptation that it begins with."""
     from luthier.host import Adaptation
+    from luthier.host.following import following
 
-    made = Adaptation.new(
+    begin = partial(following, after) if after is not None else Adaptation.new
+    made = begin(
         method,
         model.base,
         head=head,

@@ -60,6 +60,7 @@ def fit(
     head: Any = "auto",
     members: Mapping[str, Any] | None = None,
     streams: Mapping[str, Any] | None = None,
+    after: Any = None,
     shard: bool = False,
     resume_anyway: bool = False,
     progress: bool | Silent = True,
@@ -72,9 +73,10 @@ def fit(
     that of the whole batch. patience: evaluations without improvement after which the last phase stops; the best stays.
     shard: under torchrun, hold a part of the base on each process (`train.shard`); it stays so. Load the model on the CPU then.
     checkpoint_every: steps; None: by the clock. signal: "auto", a linear head on hidden states; for classification by a model
-    that writes, "choices" ranks the labels' texts as its answers, and "t_few" trains that with T-Few's losses.
+    that writes, "choices" ranks the labels' texts as its answers, and "t_few" trains that with T-Few's losses; "infoprompt"
+    adds InfoPrompt's terms to a soft prompt's. Options stand behind the name: "infoprompt head=0" (`luthier.signals.choose`).
     progress: whether to show any, or what shows it (`train.progress`). streams: further splits by name, for plans that ask
-    for them.
+    for them. after: an adaptation (or what fit returned) for this base that this one begins with, as its method says (`Part.carry`).
     Raises OptionError, DataError, ModelError or RunError, each with one line that names the fix.
     """
     settings = Settings(
@@ -86,7 +88,7 @@ def fit(
         raise OptionError(f"checkpoint_every={checkpoint_every!r}: it must be at least 1.")
     check_task(model, data)
     check_signal(signal, model, data.task, head)
-    method = as_method(method)
+    method, after = as_method(method), getattr(after, "adaptation", after)
     with ExitStack() as stack:
         processes = Processes(model.device)
         processes.sharded = shard
@@ -95,11 +97,11 @@ def fit(
         processes.check_rows(batch_size, len(data.train))
         stack.enter_context(own_randomness(seed + processes.rank, processes.device))
         head = head_for(model, data, signal) if head == "auto" else head
-        description = describe(settings, model, data, method, head, streams or {}, members)
+        description = describe(settings, model, data, method, head, streams or {}, members, after)
         about = {"model": base_name(model), "data": plain(str(data.name))}
         adaptation = None
         if out is None or not (Path(out) / "run.json").exists():  # refused before a folder is made
-            adaptation = new_adaptation(method, model, data, settings, head, members)
+            adaptation = new_adaptation(method, model, data, settings, head, members, after)
             if shard:
                 sharding.check(adaptation, model.base, processes)
         folder = None
@@ -117,7 +119,7 @@ def fit(
                 stack.callback(folder.close)
             if (Path(out) / "DONE").is_file():
                 return load_fitted(out, model)
-        adaptation = adaptation or new_adaptation(method, model, data, settings, head, members)
+        adaptation = adaptation or new_adaptation(method, model, data, settings, head, members, after)
         if shard:
             sharding.check(adaptation, model.base, processes)
         try:

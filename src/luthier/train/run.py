@@ -142,7 +142,7 @@ class Run:
         with self.adapted.using(*self.uses), self.autocast():
             if self.phase.objective is not None:
                 return self.phase.objective(self, batch)
-            return self.objective.mean(self.adapted(batch), batch)
+            return self.objective.loss(self, batch)
 
     def gradient(self, tensor: Tensor) -> Tensor:
         """d loss / d tensor on this step's batch: for scores of importance. Nothing else receives a gradient."""

@@ -12,6 +12,7 @@ import torch
 
 import luthier
 from luthier.errors import OptionError
+from luthier.signals.choose import parsed
 from luthier.train.fitted import preprocess_card
 from luthier.train.processes import Processes
 
@@ -59,10 +60,10 @@ class Settings:
         for name, choices in (
             ("precision", ("fp32", "bf16")),
             ("cache", ("auto", "off")),
-            ("signal", ("auto", "choices", "t_few")),
         ):
             if getattr(self, name) not in choices:
                 raise OptionError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(choices)}.")
+        parsed(self.signal)
         if not 0 <= self.warmup < 1:
             raise OptionError(f"warmup={self.warmup!r}: it is a share of the steps, from 0 to below 1.")
         if not 0 <= self.seed < 2**63:
@@ -77,6 +78,7 @@ def describe(
     head: Any,
     streams: Mapping[str, Any],
     members: Mapping[str, Any] | None = None,
+    after: Any = None,
 ) -> dict[str, Any]:
     """What run.json compares: all that decides the result, by content; where files lie does not."""
     from luthier.host.options import to_card
@@ -86,6 +88,7 @@ def describe(
         "head": to_card(head) if head is not None else None,
         "model": {"fingerprint": model.fingerprint, "preprocess": preprocess_card(model)},
         "members": {name: member.hash() for name, member in (members or {}).items()},
+        **({"after": after.hash()} if after is not None else {}),
         "data": {"digest": data.digest, "streams": {k: v.digest for k, v in streams.items()}},
         "task": data.task.model_dump(mode="json"),
         **asdict(settings),
