@@ -19,6 +19,20 @@ def fit(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE...", help="Options of the method: --set rank=4 alpha=8."),
     ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            "--start-from", metavar="DIR", help="Begin with the values of this adaptation, of one shape."
+        ),
+    ] = None,
+    companion: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--companion",
+            metavar="NAME=DIR",
+            help="An adaptation that the method reads: --companion teacher=DIR.",
+        ),
+    ] = None,
     input: options.Input = None,
     label: options.Label = None,
     kind: options.Kind = None,
@@ -101,6 +115,9 @@ def fit(
         signal=signal,
         cache=None if cache else "off",
     )
+    from luthier.adaptations import load_adaptation
+
+    given = options.pairs(companion, "--companion", "teacher=DIR")
     fitted = fit(
         base,
         rows,
@@ -110,6 +127,8 @@ def fit(
         checkpointing=checkpointing,
         class_weights=class_weights,
         shard=shard,
+        start_from=load_adaptation(start_from, base) if start_from is not None else None,
+        companions={name: load_adaptation(folder, base) for name, folder in given.items()},
         resume_anyway=resume_anyway,
         progress=not quiet,
         **wanted,

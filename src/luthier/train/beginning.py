@@ -66,10 +66,17 @@ def hidden_width(model: Any, data: Any) -> int:
 
 
 def new_adaptation(
-    method: Any, model: Any, data: Any, settings: Settings, head: Any, members: Mapping[str, Any] | None
+    method: Any,
+    model: Any,
+    data: Any,
+    settings: Settings,
+    head: Any,
+    members: Mapping[str, Any] | None,
+    start_from: Any = None,
 ) -> Any:
-    """A fresh adaptation that carries its task and its preprocessing."""
+    """A fresh adaptation that carries its task and its preprocessing. start_from: an adaptation whose values it begins with."""
     from luthier.host import Adaptation
+    from luthier.train.carry import carried, take_over
 
     made = Adaptation.new(
         method,
@@ -77,9 +84,13 @@ def new_adaptation(
         head=head,
         seed=settings.seed,
         members=members,
-        statistics=statistics_for(method, model, data, settings.batch_size, head),
+        statistics=statistics_for(method, model, data, settings.batch_size, head)
+        if start_from is None
+        else carried(start_from, model.base, method),
         reached=reached_modules(method, model, data, head),
     )
+    if start_from is not None:
+        take_over(made, start_from)
     made.task, made.preprocess = data.task.model_dump(mode="json"), preprocess_card(model)
     made.about = {**made.about, "base": base_name(model)}
     if data.task.kind == "regression":

@@ -77,8 +77,12 @@ def describe(
     head: Any,
     streams: Mapping[str, Any],
     members: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What run.json compares: all that decides the result, by content; where files lie does not."""
+    """What run.json compares: all that decides the result, by content; where files lie does not.
+
+    given: further adaptations that decide it, by what they are for.
+    """
     from luthier.host.options import to_card
 
     return {
@@ -88,6 +92,7 @@ def describe(
         "members": {name: member.hash() for name, member in (members or {}).items()},
         "data": {"digest": data.digest, "streams": {k: v.digest for k, v in streams.items()}},
         "task": data.task.model_dump(mode="json"),
+        **({"given": {name: one.hash() for name, one in given.items()}} if given else {}),
         **asdict(settings),
     }
 
