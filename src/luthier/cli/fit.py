@@ -117,7 +117,11 @@ def fit(
     )
     from luthier.adaptations import load_adaptation
 
-    given = options.pairs(companion, "--companion", "teacher=DIR")
+    if start_from is not None:
+        wanted["start_from"] = load_adaptation(start_from, base)
+    if companion:
+        named = options.pairs(companion, "--companion", "teacher=DIR")
+        wanted["companions"] = {name: load_adaptation(folder, base) for name, folder in named.items()}
     fitted = fit(
         base,
         rows,
@@ -127,8 +131,6 @@ def fit(
         checkpointing=checkpointing,
         class_weights=class_weights,
         shard=shard,
-        start_from=load_adaptation(start_from, base) if start_from is not None else None,
-        companions={name: load_adaptation(folder, base) for name, folder in given.items()},
         resume_anyway=resume_anyway,
         progress=not quiet,
         **wanted,

@@ -357,7 +357,7 @@ class Adapted(nn.Module):
             logits = getattr(raw, "logits", None)
             if ranking:
                 logits = ranked(heads, logits, mask, ctx)
-            elif heads:
+            elif heads and not reads_logits(heads):
                 logits = self._logits(heads, hidden, mask, ctx)
         finally:
             CURRENT.reset(token)
