@@ -151,6 +151,8 @@ class Cell:
         if model is None:
             model = Adapted(self.base())
             model.attach("main", copy.deepcopy(_fresh(self, seed)))
+        for name in self.part.companions:  # what its plan reads and does not train
+            model.attach(name, self.partner(model.base))
         x = self.batch(rows=8, seed=5)
         rows = [{k: v[i] for k, v in x.items()} for i in range(8)]
         import numpy as np

@@ -191,7 +191,7 @@ def test_a_fit_after_another_begins_where_it_ended_and_the_base_of_resuming_know
     one = fit(m, data, PromptTuning(length=3), **settings)
     queued = fit(m, data, QTuning(**SMALL), after=one, out=tmp_path / "run", **settings)
     assert torch.equal(queued.adaptation.at()[0].values["Q"], one.adaptation.at()[0].values["P"])
-    assert "after" in json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert "after" in json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["given"]
     with pytest.raises(OptionError, match="P is \\(4, 32\\), and what it begins with \\(3, 32\\)"):
         fit(m, data, PromptTuning(length=4), after=one, **settings)
     with pytest.raises(OptionError, match="hands on nothing that prompt_tuning takes over"):

@@ -19,6 +19,14 @@ def fit(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE...", help="Options of the method: --set rank=4 alpha=8."),
     ] = None,
+    companion: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--companion",
+            metavar="NAME=DIR",
+            help="An adaptation that the method reads: --companion teacher=DIR.",
+        ),
+    ] = None,
     input: options.Input = None,
     label: options.Label = None,
     kind: options.Kind = None,
@@ -59,7 +67,10 @@ def fit(
     ] = None,
     after: Annotated[
         str | None,
-        typer.Option("--after", help="The folder of an adaptation or a run, on this model, to begin with."),
+        typer.Option(
+            "--after",
+            help="The folder of an adaptation or a run, on this model, to begin with: of the same method, or of equal sizes.",
+        ),
     ] = None,
     cache: Annotated[
         bool,
@@ -108,6 +119,11 @@ def fit(
         signal=signal,
         cache=None if cache else "off",
     )
+    from luthier.adaptations import load_adaptation
+
+    if companion:
+        named = options.pairs(companion, "--companion", "teacher=DIR")
+        wanted["companions"] = {name: load_adaptation(folder, base) for name, folder in named.items()}
     fitted = fit(
         base,
         rows,

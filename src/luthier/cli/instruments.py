@@ -209,3 +209,48 @@ def prefix(
     head = ["method", "numbers", *(f"{found.metric}, seed {s}" for s in found.prefix)]
     table(head, lines, numbers=range(1, len(head)))
     note(f"{found.verdict} (a prefix may lack {margin:g})")
+
+
+@app.command("transfer")
+def transfer(
+    target: Annotated[
+        str, typer.Option("--target", help="A plain prompt that was trained on this data: a run folder.")
+    ],
+    data: options.Data,
+    directories: Annotated[
+        list[str], typer.Argument(metavar="DIR...", help="Prompts of source tasks: run folders.")
+    ],
+    rows: Rows = 128,
+    model: options.Base = None,
+    input: options.Input = None,
+    label: options.Label = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """Which trained prompt to transfer from: how near each source is to your task, as PANDA measures it.
+
+    luthier instruments transfer run-a/ run-b/ --target run-mine/ --data reviews.csv
+    """
+    from luthier.cli.adaptation import open_all
+    from luthier.data.load import load_data
+    from luthier.instruments.transfer import transferability
+
+    (mine, *others), base = open_all([target, *directories], model, device, "auto")
+    read = load_data(data, **options.given(input=options.columns(input), label=label))
+    note(f"{len(directories) + 1} prompts over {min(rows, len(read.train))} rows")
+    named = dict(zip(directories, others, strict=True))
+    found = transferability(base, read, mine, named, rows=rows)
+    ordered = sorted(found.items(), key=lambda pair: -pair[1].similarity)
+    if json:
+        as_json(
+            [{"source": n, "similarity": t.similarity, "prompt_cosine": t.prompt_cosine} for n, t in ordered]
+        )
+        return
+    lines = [
+        [n, figure(t.similarity), "" if t.prompt_cosine is None else figure(t.prompt_cosine)]
+        for n, t in ordered
+    ]
+    table(["source", "similarity", "cosine of the prompts"], lines, numbers=[1, 2])
+    note(
+        "similarity is what --method panda takes as transfer=...; at 0 or below there is nothing to learn from a source"
+    )

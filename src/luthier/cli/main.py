@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from luthier import __version__
-from luthier.cli import convert, evaluate, fit, instruments, methods, predict, sites, testbed
+from luthier.cli import convert, evaluate, fit, instruments, methods, predict, prompts, sites, testbed
 from luthier.cli import stream as streams
 from luthier.errors import LuthierError
 
@@ -52,6 +52,7 @@ app.command("methods")(methods.methods)
 app.command("sites")(sites.sites)
 app.add_typer(testbed.app, name="testbed")
 app.add_typer(instruments.app, name="instruments")
+app.add_typer(prompts.app, name="prompts")
 
 
 def _add_rooms() -> None:

@@ -181,6 +181,8 @@ class Part:
     decay: ClassVar[float] = 0.0
     members: ClassVar[tuple[str, ...]] = ()
     """Names of other adaptations that this part refers to."""
+    companions: ClassVar[tuple[str, ...]] = ()
+    """Names of other adaptations that its plan reads (`run.another`) and that are not part of what it makes: teachers."""
     wherever: ClassVar[bool] = False
     """Whether `targets` means what of it the task's loss reaches (full tuning), rather than exactly those sites."""
     identity_start: ClassVar[bool] = False

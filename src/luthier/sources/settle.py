@@ -8,6 +8,7 @@ import torch
 
 from luthier.errors import OptionError
 from luthier.host.adaptation import Adaptation
+from luthier.host.options import to_card
 from luthier.host.part import Free
 
 
@@ -25,10 +26,7 @@ def settled(adaptation: Adaptation, base: Any) -> Adaptation:
         raise OptionError(
             f"{method.name}: what its source makes depends on the input, or its parts have sources of their own. It cannot be settled."
         )
-    made = Adaptation.new(
-        method.plain(), base, head=adaptation.head, seed=adaptation.seed, layouts=adaptation.layouts()
-    )
-    made.task, made.preprocess, made.about = adaptation.task, adaptation.preprocess, dict(adaptation.about)
+    made = Adaptation.from_card({**adaptation.card(), "method": to_card(method.plain())}, base)
     for old, new in zip(adaptation.placed(), made.placed(), strict=True):
         prepared = old.prepare(None)
         for a, b in zip(old.ats(), new.ats(), strict=True):

@@ -86,17 +86,23 @@ def new_adaptation(
     """A fresh adaptation that carries its task and its preprocessing. after: an adaptation that it begins with."""
     from luthier.host import Adaptation
     from luthier.host.following import following
+    from luthier.train.carry import carried, goes_on, take_over
 
-    begin = partial(following, after) if after is not None else Adaptation.new
-    made = begin(
+    on = after is not None and goes_on(after, method)
+    start = after if not on else None
+    made = (partial(following, after) if on else Adaptation.new)(
         method,
         model.base,
         head=head,
         seed=settings.seed,
         members=members,
-        statistics=statistics_for(method, model, data, settings.batch_size, head),
+        statistics=statistics_for(method, model, data, settings.batch_size, head)
+        if start is None
+        else carried(start, model.base, method),
         reached=reached_modules(method, model, data, head),
     )
+    if start is not None:
+        take_over(made, start)
     made.task, made.preprocess = data.task.model_dump(mode="json"), preprocess_card(model)
     made.about = {**made.about, "base": base_name(model)}
     if data.task.kind == "regression":

@@ -18,6 +18,7 @@ from luthier.train import shard as sharding
 from luthier.train.batches import Batches, Encoded, encode, number_examples
 from luthier.train.beginning import as_method, base_name, head_for, new_adaptation
 from luthier.train.cache import prefix_cache
+from luthier.train.carry import adaptation_of, companions_of, goes_on, starting_there, with_head_of
 from luthier.train.choices import check_signal
 from luthier.train.fitted import TARGETS, Fitted, load_fitted, preprocess_card, unknown_tag
 from luthier.train.folder import Log, RunFolder
@@ -61,6 +62,7 @@ def fit(
     members: Mapping[str, Any] | None = None,
     streams: Mapping[str, Any] | None = None,
     after: Any = None,
+    companions: Mapping[str, Any] | None = None,
     shard: bool = False,
     resume_anyway: bool = False,
     progress: bool | Silent = True,
@@ -76,7 +78,9 @@ def fit(
     that writes, "choices" ranks the labels' texts as its answers, and "t_few" trains that with T-Few's losses; "infoprompt"
     adds InfoPrompt's terms to a soft prompt's. Options stand behind the name: "infoprompt head=0" (`luthier.signals.choose`).
     progress: whether to show any, or what shows it (`train.progress`). streams: further splits by name, for plans that ask
-    for them. after: an adaptation (or what fit returned) for this base that this one begins with, as its method says (`Part.carry`).
+    for them. after: an adaptation (or what fit returned) for this base that this one begins with: what it comes to takes the place of the
+    method's start, unless the method says itself what it takes over (`Part.carry`).
+    companions: adaptations by name that the method's plan reads and does not train, such as a teacher.
     Raises OptionError, DataError, ModelError or RunError, each with one line that names the fix.
     """
     settings = Settings(
@@ -88,7 +92,10 @@ def fit(
         raise OptionError(f"checkpoint_every={checkpoint_every!r}: it must be at least 1.")
     check_task(model, data)
     check_signal(signal, model, data.task, head)
-    method, after = as_method(method), getattr(after, "adaptation", after)
+    method, after = as_method(method), adaptation_of(after, model)
+    if after is not None and not goes_on(after, method):
+        method = starting_there(method)
+    companions = companions_of(method, companions or {}, model)
     with ExitStack() as stack:
         processes = Processes(model.device)
         processes.sharded = shard
@@ -97,7 +104,8 @@ def fit(
         processes.check_rows(batch_size, len(data.train))
         stack.enter_context(own_randomness(seed + processes.rank, processes.device))
         head = head_for(model, data, signal) if head == "auto" else head
-        description = describe(settings, model, data, method, head, streams or {}, members, after)
+        given = {**companions, **({"after": after} if after is not None else {})}
+        description = describe(settings, model, data, method, head, streams or {}, members, given)
         about = {"model": base_name(model), "data": plain(str(data.name))}
         adaptation = None
         if out is None or not (Path(out) / "run.json").exists():  # refused before a folder is made
@@ -133,6 +141,7 @@ def fit(
                 out,
                 head,
                 streams or {},
+                companions,
                 progress,
                 checkpoint_every,
             )
@@ -160,13 +169,14 @@ class Job:
         out: str | Path | None,
         head: Any,
         streams: Mapping[str, Any],
+        companions: Mapping[str, Any],
         progress: bool | Silent,
         checkpoint_every: int | None,
     ):
         from luthier.host import Adapted
 
         self.model, self.data, self.settings, self.processes = model, data, settings, processes
-        self.folder, self.out, self.task = folder, out, data.task
+        self.folder, self.out, self.task, self.companions = folder, out, data.task, companions
         if not processes.sharded:
             model.base.to(processes.device)
         self.splits: dict[str, Encoded] = {
@@ -231,6 +241,10 @@ class Job:
 
     def __enter__(self) -> Job:
         self.adapted.attach("main", self.adaptation.to(self.processes.device))
+        for name, one in self.companions.items():
+            self.adapted.attach(
+                name, with_head_of(one, self.run.head, self.model.base).to(self.processes.device)
+            )
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -110,7 +110,7 @@ class Run:
         return self.phase.uses or ("main",)
 
     def another(self, name: str) -> Any:
-        """An adaptation that a companion() made."""
+        """An adaptation that a companion() made, or that fit was given as one of the method's `companions`."""
         if name not in self.adapted.adaptations:
             have = ", ".join(self.adapted.adaptations)
             raise RunError(

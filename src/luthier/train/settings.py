@@ -78,9 +78,12 @@ def describe(
     head: Any,
     streams: Mapping[str, Any],
     members: Mapping[str, Any] | None = None,
-    after: Any = None,
+    given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What run.json compares: all that decides the result, by content; where files lie does not."""
+    """What run.json compares: all that decides the result, by content; where files lie does not.
+
+    given: further adaptations that decide it, by what they are for.
+    """
     from luthier.host.options import to_card
 
     return {
@@ -88,9 +91,9 @@ def describe(
         "head": to_card(head) if head is not None else None,
         "model": {"fingerprint": model.fingerprint, "preprocess": preprocess_card(model)},
         "members": {name: member.hash() for name, member in (members or {}).items()},
-        **({"after": after.hash()} if after is not None else {}),
         "data": {"digest": data.digest, "streams": {k: v.digest for k, v in streams.items()}},
         "task": data.task.model_dump(mode="json"),
+        **({"given": {name: one.hash() for name, one in given.items()}} if given else {}),
         **asdict(settings),
     }
 

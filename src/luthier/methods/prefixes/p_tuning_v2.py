@@ -68,7 +68,7 @@ class MLPPrefix(Source):
         return {"K": made[site.name, "K"], "V": made[site.name, "V"]}
 
 
-@method("p_tuning_v2", targets="attention", rate=1e-2)
+@method("p_tuning_v2", targets="attention", rate=3e-2)
 class PTuningV2(AttentionEdit):
     length: NonNegativeInt = 20  # prefix tokens per layer
     start: Start = Normal()  # keys and values before training

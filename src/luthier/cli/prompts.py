@@ -1,0 +1,125 @@
+"""`luthier prompts`: soft prompts as values."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from luthier.cli import options
+from luthier.cli.show import as_json, figure, line, note, table
+from luthier.errors import OptionError
+
+app = typer.Typer(help="Soft prompts as values.", rich_markup_mode=None, no_args_is_help=True)
+Folders = Annotated[list[str], typer.Argument(metavar="DIR...", help="Run folders or adaptations' folders.")]
+Out = Annotated[str, typer.Option("--out", help="The folder to write.")]
+
+
+@app.command("combine")
+def combine(
+    directories: Folders,
+    out: Out,
+    weight: Annotated[
+        list[float] | None,
+        typer.Option("--weight", help="Of each prompt's vector, in their order [1]; -1 takes it away."),
+    ] = None,
+    scale: Annotated[float, typer.Option("--scale", help="Of the whole sum.")] = 1.0,
+    origin: Annotated[
+        str,
+        typer.Option(
+            "--origin",
+            help="What the sum is added to: own (the first prompt's origin), a seed that draws another, or a folder's prompt.",
+        ),
+    ] = "own",
+    model: options.Base = None,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    json: options.Json = False,
+) -> None:
+    """Add up what prompts learned, as task prompt vectors: origin + scale * sum of weight * (prompt - its origin).
+
+    The result has the task and the head of whatever its origin belongs to. Score it, or tune it further with
+    `luthier fit --after`.
+
+    luthier prompts combine run-a/ run-b/ --weight 1 --weight 0.5 --out both/
+    """
+    from luthier.cli.adaptation import open_all
+    from luthier.host.files import save
+    from luthier.merging.prompt_vectors import drawn_like, origin_of, prompt_of, prompt_vector
+
+    weights = weight or [1.0] * len(directories)
+    if len(weights) != len(directories):
+        raise OptionError(
+            f"{len(weights)} weights were given for {len(directories)} prompts: give one for each."
+        )
+    found, base = open_all([*directories, *([] if _drawn(origin) else [origin])], model, device, dtype)
+    vectors = [prompt_vector(one, base) for one in found[: len(directories)]]
+    total = vectors[0] * (scale * weights[0])
+    for w, v in zip(weights[1:], vectors[1:], strict=True):
+        total = total + v * (scale * w)
+    if origin == "own":
+        start = origin_of(found[0], base)
+    elif origin.isdecimal():
+        start = drawn_like(found[0], int(origin), base)
+    else:
+        start = prompt_of(found[-1], base)
+    save(total.on(start), out, base.fingerprint)
+    said: dict[str, Any] = {
+        "folder": out,
+        "vector": total.norm(),
+        "origin": start.norm(),
+        "terms": dict(zip(directories, weights, strict=True)),
+    }
+    if json:
+        as_json(said)
+        return
+    line(
+        f"{out}: a sum of {len(vectors)} prompt vectors, of length {total.norm():.4g} on an origin of {start.norm():.4g}"
+    )
+
+
+def _drawn(origin: str) -> bool:
+    return origin == "own" or origin.isdecimal()
+
+
+@app.command("compare")
+def compare(
+    directories: Folders,
+    model: options.Base = None,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    json: options.Json = False,
+) -> None:
+    """How far prompts went from their origins, and the cosines between their vectors.
+
+    luthier prompts compare run-a/ run-b/ run-c/
+    """
+    from luthier.cli.adaptation import open_all
+    from luthier.merging.prompt_vectors import origin_of, prompt_of
+
+    found, base = open_all(directories, model, device, dtype)
+    origins = [origin_of(one, base) for one in found]
+    vectors = [prompt_of(one, base) - start for one, start in zip(found, origins, strict=True)]
+    lines: list[dict[str, Any]] = [
+        {
+            "prompt": name,
+            "vector": vector.norm(),
+            "origin": start.norm(),
+            "ratio": vector.norm() / start.norm() if start.norm() else None,
+            "cosines": {n: vector.cosine(v) for n, v in zip(directories, vectors, strict=True)},
+        }
+        for name, vector, start in zip(directories, vectors, origins, strict=True)
+    ]
+    if json:
+        as_json(lines)
+        return
+    keys = ["vector", "origin", "ratio"]
+    head = ["", "prompt", *keys, *(f"cosine to {i}" for i in range(1, len(lines) + 1))]
+    rows = [
+        [i, x["prompt"], *(figure(x[k]) for k in keys), *(figure(c) for c in x["cosines"].values())]
+        for i, x in enumerate(lines, 1)
+    ]
+    table(head, rows, numbers=range(2, len(head)))
+    note(
+        "vector: what training added; ratio: its length as a share of the origin's. Sums need a ratio well above 0."
+    )
