@@ -52,7 +52,7 @@ def test_a_start_is_learned_from_text_and_a_fit_begins_with_it(tmp_path, capsys)
         (["meta", "--model", "builtin:t5", "--text", "no.txt"], "Cannot read no.txt"),
         (
             ["stream", "--model", "builtin:t5", "--data", "builtin:none", "--method", "q_tuning"],
-            "No embedded data",
+            "No built-in data",
         ),
     ],
 )
