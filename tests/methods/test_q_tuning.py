@@ -16,7 +16,8 @@ from luthier.host.following import following
 from luthier.host.part import T
 from luthier.methods.low_rank.lora import LoRA
 from luthier.methods.prompts.prompt_tuning import PromptTuning
-from luthier.methods.prompts.q_tuning import NEW, OLD, QTuning, compressed, decomposed
+from luthier.methods.prompts.q_tuning import NEW, OLD, QTuning
+from luthier.sources.principal import compressed, decomposed
 from luthier.streams.stream import stream
 from luthier.train.fit import fit
 from luthier.train.fitted import load_fitted
@@ -191,10 +192,15 @@ def test_a_fit_after_another_begins_where_it_ended_and_the_base_of_resuming_know
     one = fit(m, data, PromptTuning(length=3), **settings)
     queued = fit(m, data, QTuning(**SMALL), after=one, out=tmp_path / "run", **settings)
     assert torch.equal(queued.adaptation.at()[0].values["Q"], one.adaptation.at()[0].values["P"])
+    assert (
+        "S_before" not in queued.adaptation.at()[0].values
+    )  # a plain prompt leaves no shared one to remember
     assert "after" in json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["given"]
-    with pytest.raises(OptionError, match="P is \\(4, 32\\), and what it begins with \\(3, 32\\)"):
+    with pytest.raises(
+        OptionError, match=r"wants P of shape \(4, 32\), and the other adaptation has \(3, 32\)"
+    ):
         fit(m, data, PromptTuning(length=4), after=one, **settings)
-    with pytest.raises(OptionError, match="hands on nothing that prompt_tuning takes over"):
+    with pytest.raises(OptionError, match="the other adaptation has none there"):
         fit(m, data, PromptTuning(length=4), after=fit(m, data, LoRA(rank=2), **settings), **settings)
 
 

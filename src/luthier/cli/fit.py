@@ -107,8 +107,8 @@ def fit(
         limit=limit,
     )
     base = load(model, device=device, dtype=dtype)
-    before = load_fitted(after, base) if after is not None else None
     wanted = options.given(
+        after=load_fitted(after, base) if after is not None else None,
         epochs=epochs,
         steps=steps,
         batch_size=batch_size,
@@ -132,7 +132,6 @@ def fit(
         seed=seed,
         checkpointing=checkpointing,
         class_weights=class_weights,
-        after=before,
         shard=shard,
         resume_anyway=resume_anyway,
         progress=not quiet,

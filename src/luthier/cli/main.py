@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from luthier import __version__
-from luthier.cli import convert, evaluate, fit, instruments, methods, predict, prompts, sites, testbed
+from luthier.cli import convert, evaluate, fit, instruments, meta, methods, predict, prompts, sites, testbed
 from luthier.cli import stream as streams
 from luthier.errors import LuthierError
 
@@ -45,6 +45,7 @@ def every_command(
 
 app.command("fit")(fit.fit)
 app.command("stream")(streams.stream)
+app.command("meta")(meta.meta)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)

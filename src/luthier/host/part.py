@@ -213,7 +213,7 @@ class Part:
 
         before: what is kept there of the task before, with its layout. Here all goes on where it stands, under its name.
         """
-        return before.layout, before
+        return before.layout or self.layout(site), before
 
     def build(
         self, base: torch.nn.Module, sites: Sequence[Site], rng: torch.Generator

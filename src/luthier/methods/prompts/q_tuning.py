@@ -21,34 +21,16 @@ from typing import Literal
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from luthier.host.part import Phase, Spec, SpecLike, method, ones, zeros
 from luthier.methods.heads import pool
 from luthier.methods.prompts.prompt_tuning import PromptTuning
 from luthier.signals.info_nce import info_nce
+from luthier.sources.principal import compressed
 
 NEW, OLD = "q_tuning: new shared prompt", "q_tuning: shared prompt of the task before"
 """What a forward is given as `task` to see [S; Q] and [S before; Q]."""
-
-
-def decomposed(rows: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(mean, weights (n, keep), components (keep, width)) with rows = mean + weights @ components if keep >= n - 1.
-
-    rows: (n, width). A component is in the rows' own scale: a unit direction times its singular value.
-    """
-    mean = rows.double().mean(0)
-    u, s, v = torch.linalg.svd(rows.double() - mean, full_matrices=False)
-    u, s, v = u[:, :keep], s[:keep], v[:keep]
-    sign = u.gather(0, u.abs().argmax(0, keepdim=True)).sign()[0]  # a direction has no sign of its own
-    return mean, u * sign, (s * sign)[:, None] * v
-
-
-def compressed(rows: Tensor, keep: int) -> Tensor:
-    """(keep, width): what PCA keeps of a queue (n, width) that is too long."""
-    mean, _, components = decomposed(rows, keep)
-    return (mean + components).to(rows.dtype)
 
 
 @method("q_tuning", targets="embedding", rate=1e-1)
@@ -62,7 +44,7 @@ class QTuning(PromptTuning):
     temperature: PositiveFloat = 0.1  # of its scores
 
     def layout(self, site):
-        return {"queued": 0}
+        return {"queued": 0, "remembers": False}
 
     def tensors(self, site, layout):
         width, queued = site.out_features, layout["queued"]
@@ -71,7 +53,7 @@ class QTuning(PromptTuning):
             made["S"] = (self.shared_length, width)
         if queued:
             made["Q"] = Spec((queued, width), zeros, trained=False)
-            if self.shared_length:
+            if self.shared_length and layout["remembers"]:
                 made["S_before"] = Spec((self.shared_length, width), zeros, trained=False)
             if self.reweigh:
                 made |= {"u": Spec((queued, 1), ones), "v": Spec((1, width), ones)}
@@ -85,7 +67,7 @@ class QTuning(PromptTuning):
         if len(rows) > room:
             rows = compressed(rows, room) if self.evict == "pca" else rows[len(rows) - room :]
         shared = {"S": before.S, "S_before": before.S} if "S" in before else {}
-        return {"queued": len(rows)}, {"Q": rows, **shared}
+        return {"queued": len(rows), "remembers": bool(shared)}, {"Q": rows, **shared}
 
     def tokens(self, t, ctx):
         view = ctx.given.get("task")

@@ -8,11 +8,11 @@ from typing import Any
 from luthier.papers.check import Check
 from luthier.papers.claims import AtMost, Beats, Equals
 
-TASKS, ROWS, STEPS, SEEDS = 20, {"train": 16, "validation": 32, "test": 60}, 30, range(3)
+TASKS, ROWS, STEPS, SEEDS = 20, {"train": 16, "validation": 32, "test": 60}, 20, range(3)
 QUEUE: dict[str, Any] = {"length": 4, "shared_length": 4, "queue": 5}
 LONGEST = QUEUE["shared_length"] + QUEUE["queue"] * QUEUE["length"]
 SETTINGS: dict[str, Any] = {"signal": "choices", "batch_size": 8, "progress": False}
-FACTORS, TUNED_ON = (1 / 3, 1.0, 3.0), 5
+FACTORS, TUNED_ON = (1 / 3, 1.0, 3.0), 4
 """Multiples of a method's own rate that are tried, and the stream's first tasks that they are tried on."""
 OPINIONS = (
     ("praise", "blame"), ("good", "bad"), ("yes", "no"), ("gold", "lead"), ("sunshine", "storm"),
@@ -50,6 +50,7 @@ CHECK = Check(
     ),
     covers=(
         "luthier.methods.prompts.q_tuning",
+        "luthier.sources.principal",
         "luthier.signals.info_nce",
         "luthier.host.following",
         "luthier.streams.stream",
@@ -59,7 +60,7 @@ CHECK = Check(
     "praises or blames, under ten pairs of names",
     against="a new prompt for every task, as long as the full queue with the shared prefix; the same queue that drops its oldest rows",
     minutes=10,
-    notes="Each arm at its own best of three rates, by the validation rows of the first five tasks of seed 0. The sixth task is the first "
+    notes="Each arm at its own best of three rates, by the validation rows of the first four tasks of seed 0. The sixth task is the first "
     "whose queue was compressed.",
 )
 
@@ -138,7 +139,7 @@ def what_the_queue_is(run: Any) -> None:
 
     import luthier as lt
     from luthier.host import Adaptation, Adapted
-    from luthier.methods.prompts.q_tuning import decomposed
+    from luthier.sources.principal import decomposed
 
     model = run.model("t5")
     made = chain(model.base, TASKS)
