@@ -62,15 +62,15 @@ def columns(input: list[str] | None) -> str | tuple[str, str] | None:
     return names[0] if len(names) == 1 else (names[0].strip(), names[1].strip())
 
 
-def pairs(items: list[str] | None) -> dict[str, str]:
-    """`key=value` items as a dict. Raises OptionError for another form, and for a key given twice."""
+def pairs(items: list[str] | None, option: str = "--set", example: str = "rank=4") -> dict[str, str]:
+    """`key=value` items of an option as a dict. Raises OptionError for another form, and for a key given twice."""
     found: dict[str, str] = {}
     for item in items or []:
         key, equals, value = item.partition("=")
         if not equals or not key:
-            raise OptionError(f"--set takes pairs such as rank=4; {item!r} is none.")
+            raise OptionError(f"{option} takes pairs such as {example}; {item!r} is none.")
         if key in found:
-            raise OptionError(f"--set gives {key!r} twice: {found[key]!r} and {value!r}.")
+            raise OptionError(f"{option} gives {key!r} twice: {found[key]!r} and {value!r}.")
         found[key] = value
     return found
 
