@@ -297,6 +297,40 @@ def transfer(
     note(f"{found.metric}, mean of {seeds} seeds; languages by their distance to the source, in brackets")
 
 
+@app.command("languages")
+def languages(
+    written: Annotated[
+        str, typer.Option("--written", help="What was written: predictions.jsonl of a run, or a .txt.")
+    ],
+    texts: Annotated[
+        list[str],
+        typer.Option(
+            "--texts", metavar="LANGUAGE=FILE", help="Texts to know a language by; two languages at least."
+        ),
+    ],
+    column: Annotated[
+        str | None, typer.Option("--column", help="Of --written; else predicted, prediction or text.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """In which language a model writes: the share of its outputs in each. Tuned on one language, models forget others.
+
+    luthier instruments languages --written run/predictions.jsonl --texts en=en.txt --texts sw=sw.txt
+    """
+    from luthier.data.unlabelled import read_texts
+    from luthier.instruments.languages import Identifier
+
+    known = options.pairs(texts, "--texts", "sw=sw.txt")
+    identifier = Identifier({name: read_texts(path) for name, path in known.items()})
+    outputs = read_texts(written, column)
+    shares = {name: identifier.share(outputs, name) for name in known}
+    if json:
+        as_json({"rows": len(outputs), "shares": shares})
+        return
+    table(["language", "share of outputs"], [[n, figure(v)] for n, v in shares.items()], numbers=[1])
+    note(f"{len(outputs):,} outputs, each in the language that its characters make likeliest")
+
+
 def numbers(option: str, text: str) -> list[int]:
     """Whole numbers from 1, joined by commas. OptionError that names the option."""
     try:

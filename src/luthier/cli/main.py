@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from luthier import __version__
-from luthier.cli import convert, evaluate, fit, instruments, methods, predict, sites, testbed
+from luthier.cli import convert, evaluate, fit, instruments, methods, mix, predict, sites, testbed
 from luthier.errors import LuthierError
 
 HELP = (
@@ -45,6 +45,7 @@ def every_command(
 app.command("fit")(fit.fit)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("mix")(mix.mix)
 app.command("convert")(convert.convert)
 app.command("methods")(methods.methods)
 app.command("sites")(sites.sites)

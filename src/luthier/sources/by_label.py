@@ -19,7 +19,7 @@ from luthier.sources.labels import declared, number, of_rows
 
 @register("by_label")
 class ByLabel(Source):
-    """trained: labels * what the part wants"""
+    """What trains is counted as the part's own, once for each label."""
 
     labels: str = ""  # the labels: "good, bad"
     attribute: NonNegativeInt = 0  # which of the rows' attributes they are labels of, from 0

@@ -44,6 +44,7 @@ class Language:
 ENGLISH = Language("en")
 NEAR = Language("near", "bghkv")
 FAR = Language("far", "*", reverse=True)
+TURNED = Language("turned", ALPHABET)
 
 
 def sentence(rng: random.Random, kind: str, things: int = 2, others: int = 2) -> list[str]:
