@@ -13,7 +13,7 @@ import luthier as lt
 from luthier.cli.main import main
 from luthier.errors import OptionError, RunError
 from luthier.host import Adaptation, Adapted
-from luthier.instruments.transfer import embeddings, transferability
+from luthier.instruments.transferability import embeddings, transferability
 from luthier.methods.low_rank.lora import LoRA
 from luthier.methods.prefixes.p_tuning_v2 import PTuningV2
 from luthier.methods.prompts.panda import Panda
@@ -236,7 +236,18 @@ def test_the_commands_distil_and_rank_sources(tmp_path, capsys):
     assert main([*panda, "--out", str(tmp_path / "none")]) == 2 and "--companion" in capsys.readouterr().err
     assert main([*panda, "--companion", one, "--out", str(tmp_path / "none")]) == 2
     assert "--companion takes pairs" in capsys.readouterr().err
-    ask = ["instruments", "transfer", one, two, "--target", two, "--data", "builtin:verdicts", "--rows", "6"]
+    ask = [
+        "instruments",
+        "transferability",
+        one,
+        two,
+        "--target",
+        two,
+        "--data",
+        "builtin:verdicts",
+        "--rows",
+        "6",
+    ]
     assert main([*ask, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found[0]["source"] == two and found[0]["similarity"] == pytest.approx(1)

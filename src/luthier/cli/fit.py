@@ -29,6 +29,7 @@ def fit(
     ] = None,
     input: options.Input = None,
     label: options.Label = None,
+    attribute: options.Attribute = None,
     kind: options.Kind = None,
     test: Annotated[
         str | None, typer.Option("--test", help="A file of test rows; else a part is split off.")
@@ -102,7 +103,9 @@ def fit(
 
     rows = load_data(
         data,
-        **options.given(input=options.columns(input), label=label, kind=kind, test=test),
+        **options.given(
+            input=options.columns(input), label=label, attributes=attribute, kind=kind, test=test
+        ),
         seed=seed,
         limit=limit,
     )
@@ -148,4 +151,5 @@ def fit(
         if figures := fitted.metrics.get(split):
             line(f"{split}: " + ", ".join(f"{k} {figure(v)}" for k, v in figures.items()))
     line(f"trained numbers: {figure(fitted.metrics.get('parameters', 0))}")
-    note(f'Written to {out}. Try: luthier predict {out} --text "..."')
+    controls = " --control LABEL" * len(rows.task.attributes)
+    note(f'Written to {out}. Try: luthier predict {out} --text "..."{controls}')

@@ -10,7 +10,19 @@ from typing import Annotated, Any
 import typer
 
 from luthier import __version__
-from luthier.cli import convert, evaluate, fit, instruments, meta, methods, predict, prompts, sites, testbed
+from luthier.cli import (
+    convert,
+    evaluate,
+    fit,
+    instruments,
+    meta,
+    methods,
+    mix,
+    predict,
+    prompts,
+    sites,
+    testbed,
+)
 from luthier.cli import stream as streams
 from luthier.errors import LuthierError
 
@@ -48,6 +60,7 @@ app.command("stream")(streams.stream)
 app.command("meta")(meta.meta)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("mix")(mix.mix)
 app.command("convert")(convert.convert)
 app.command("methods")(methods.methods)
 app.command("sites")(sites.sites)

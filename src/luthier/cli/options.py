@@ -21,6 +21,13 @@ Input = Annotated[
     typer.Option("--input", help="Column of the input; for pairs of texts, two: --input a --input b or a,b."),
 ]
 Label = Annotated[str | None, typer.Option("--label", help="Column of the label or target.")]
+Attribute = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--attribute",
+        help="Column of a label that the adaptation is told with every row (a control, a language); may be given again.",
+    ),
+]
 Kind = Annotated[
     str | None,
     typer.Option(

@@ -23,7 +23,8 @@ class Split:
              of numbers
     targets  (rows,) int64 class indices; (rows,) float32 values; (rows, classes) float32 of 0 and 1,
              multi-label; list of texts, text2text; list of (words,) int64 tag indices, tagging; None where the rows came without labels
-    attributes  (rows,) or (rows, attributes) int64: labels that an adaptation is told with every row (control prefixes); or None
+    attributes  labels that an adaptation is told with every row (control prefixes): (rows, attributes) texts, or (rows,) or
+             (rows, attributes) int64, their numbers; or None
     """
 
     inputs: "list[str] | list[tuple[str, ...]] | np.ndarray"
@@ -64,7 +65,8 @@ class Split:
         _feed(state, self.inputs)
         _feed(state, self.targets)
         if self.attributes is not None:
-            _feed(state, self.attributes)
+            said = self.attributes
+            _feed(state, said.tolist() if said.dtype.kind == "U" else said)
         return state.hexdigest()
 
 
@@ -123,6 +125,11 @@ class Data:
             if kept < classes:
                 notes.append(f"The limited train rows hold {kept} of {classes} classes: raise the limit")
         return replace(self, **parts, notes=tuple(notes))  # type: ignore[arg-type]
+
+
+def controlled(inputs: Any, labels: Sequence[str]) -> Split:
+    """Rows without targets of which every one is told the same labels, one for each attribute: to predict with a control."""
+    return Split(inputs, attributes=np.array([list(labels)] * len(inputs), dtype=str))
 
 
 def class_weights(split: Split, task: "Task") -> np.ndarray:

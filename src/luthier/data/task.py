@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
 
 from luthier.data.write import quote
 from luthier.errors import DataError
@@ -38,6 +38,7 @@ class Task(BaseModel):
     input, label    the columns' names as they were read; two inputs make a pair; an array made of several
                     numeric columns keeps their names in order, joined by commas
     metric          the headline metric; empty: the kind's first in METRICS; accuracy for tags that mark no entities
+    attributes      the columns of labels that an adaptation is told with every row (`Split.attributes`)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +49,15 @@ class Task(BaseModel):
     input: str | tuple[str, str]
     label: str
     metric: str = ""
+    attributes: tuple[str, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _said(self, whole: Any) -> Any:
+        """Without attributes nothing is said of them, so that cards and digests from before there were any are the same."""
+        made = whole(self)
+        if not self.attributes:
+            made.pop("attributes", None)
+        return made
 
     @model_validator(mode="before")
     @classmethod

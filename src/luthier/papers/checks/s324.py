@@ -52,7 +52,7 @@ CHECK = Check(
         "luthier.methods.prompts.prompt",
         "luthier.signals.distillation",
         "luthier.signals.task_embedding",
-        "luthier.instruments.transfer",
+        "luthier.instruments.transferability",
         "luthier.starts.carried",
         "luthier.train.carry",
         "luthier.papers.checks.s351",
@@ -125,7 +125,7 @@ def spearman(a: list[float], b: list[float]) -> float:
 def what_transfers(run: Any) -> None:
     import torch
 
-    from luthier.instruments.transfer import transferability
+    from luthier.instruments.transferability import transferability
 
     model = run.model("llama")
     sources: dict[str, Any] = {}
