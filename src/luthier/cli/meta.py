@@ -60,6 +60,7 @@ def meta(
         shown.step(step, tasks * 2 * rows, loss)
 
     with shown:
+        shown.say(f"{len(found):,} sentences are embedded and clustered first")
         shown.phase("meta", steps)
         settings = Meta(steps=steps, tasks=tasks, rows=rows, ways=ways, clusters=clusters, seed=seed)
         made = initialise(base, found, method=chosen, embedder=encoder, meta=settings, tell=tell)
