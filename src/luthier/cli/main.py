@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from luthier import __version__
-from luthier.cli import convert, evaluate, fit, instruments, methods, predict, sites, testbed
+from luthier.cli import convert, cut, evaluate, fit, instruments, methods, predict, sites, testbed
 from luthier.errors import LuthierError
 
 HELP = (
@@ -46,6 +46,7 @@ app.command("fit")(fit.fit)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)
+app.command("cut")(cut.cut)
 app.command("methods")(methods.methods)
 app.command("sites")(sites.sites)
 app.add_typer(testbed.app, name="testbed")

@@ -112,6 +112,16 @@ class Fitted:
 
         return merged_copy(self.model.base, self.adaptation, **given)
 
+    def smaller(self) -> Fitted:
+        """The same on a copy of the model without what it cuts, so that matrices are smaller (`luthier.host.narrow`).
+        ModelError where the method cuts nothing."""
+        from luthier.host.narrow import smaller
+
+        base, adaptation = smaller(self.model.base, self.adaptation)
+        model = replace(self.model, base=base, name=f"{self.model.name}, cut")
+        model.forget_fingerprint()
+        return replace(self, adaptation=adaptation, model=model)
+
     def save(self, folder: str | Path) -> Path:
         """Write the adaptation (card, tensors, model card) to a folder."""
         from luthier.host.files import save
