@@ -21,6 +21,7 @@ def fit(
     ] = None,
     input: options.Input = None,
     label: options.Label = None,
+    history: options.History = None,
     kind: options.Kind = None,
     test: Annotated[
         str | None, typer.Option("--test", help="A file of test rows; else a part is split off.")
@@ -85,7 +86,7 @@ def fit(
 
     rows = load_data(
         data,
-        **options.given(input=options.columns(input), label=label, kind=kind, test=test),
+        **options.given(input=options.columns(input), label=label, history=history, kind=kind, test=test),
         seed=seed,
         limit=limit,
     )

@@ -21,6 +21,13 @@ Input = Annotated[
     typer.Option("--input", help="Column of the input; for pairs of texts, two: --input a --input b or a,b."),
 ]
 Label = Annotated[str | None, typer.Option("--label", help="Column of the label or target.")]
+History = Annotated[
+    str | None,
+    typer.Option(
+        "--history",
+        help="Column of histories: lists of texts, oldest first (CSV: JSON lists), for methods that read one.",
+    ),
+]
 Kind = Annotated[
     str | None,
     typer.Option(

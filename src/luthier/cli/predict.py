@@ -35,6 +35,7 @@ def predict(
     part: Annotated[str | None, typer.Option("--part", help="train, validation or test of --data.")] = None,
     model: options.Base = None,
     input: options.Input = None,
+    history: options.History = None,
     limit: options.Limit = None,
     batch_size: options.Batch = None,
     device: options.Device = "auto",
@@ -53,17 +54,23 @@ def predict(
         raise OptionError("Give --data or --text, not both.")
     # Read before the model is loaded: a missing text should not cost that wait.
     texts = None if data is not None else text or lines_of(sys.stdin)
+    from luthier.data.split import Split
+
     fitted = open_adaptation(directory, model, device, dtype)
     if data is not None:
         from luthier.data.load import load_split
 
         rows = load_split(
-            data, fitted.task, part=part, labelled=False, **options.given(input=options.columns(input))
+            data,
+            fitted.task,
+            part=part,
+            labelled=False,
+            **options.given(input=options.columns(input), history=history),
         )
-        inputs = options.first(rows, limit).inputs
+        rows = options.first(rows, limit)
     else:
-        inputs = as_inputs(texts or [], fitted.task)[:limit]
-    records = predictions(fitted, inputs, top, **options.given(batch_size=batch_size))
+        rows = Split(as_inputs(texts or [], fitted.task)[:limit])
+    records = predictions(fitted, rows, top, **options.given(batch_size=batch_size))
     if out is not None:
         WRITERS[Path(out).suffix.lower()](Path(out), records)
         note(f"{len(records):,} predictions written to {out}")
@@ -100,13 +107,13 @@ def as_inputs(texts: list[str], task: Any) -> list[Any]:
     return pairs
 
 
-def predictions(fitted: Any, inputs: Any, top: int | None, **settings: Any) -> list[dict[str, Any]]:
-    """One record per row: its number, its text, the prediction, and probabilities, the likeliest first."""
+def predictions(fitted: Any, rows: Any, top: int | None, **settings: Any) -> list[dict[str, Any]]:
+    """One record per row of a split, or per input: its number, its text, the prediction, and probabilities, the likeliest first."""
     task = fitted.task
     records = []
     probable = task.kind in ("classification", "multilabel", "tagging")
-    found = fitted.predict_proba(inputs, **settings) if probable else fitted.predict(inputs, **settings)
-    for number, (row, answer) in enumerate(zip(inputs, found), 1):
+    found = fitted.predict_proba(rows, **settings) if probable else fitted.predict(rows, **settings)
+    for number, (row, answer) in enumerate(zip(getattr(rows, "inputs", rows), found), 1):
         record: dict[str, Any] = {"row": number}
         if task.modality == "text":
             record["input"] = row

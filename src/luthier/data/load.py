@@ -9,6 +9,7 @@ import numpy as np
 from luthier.data import findings
 from luthier.data.columns import Chosen, asked, choose, missing
 from luthier.data.divide import divide, fractions
+from luthier.data.histories import History, read_histories
 from luthier.data.images import resized
 from luthier.data.inputs import modality_of, read_inputs
 from luthier.data.sources import find
@@ -28,6 +29,7 @@ def load_data(
     *,
     input: str | Sequence[str] | None = None,
     label: str | None = None,
+    history: str = "",
     kind: str | None = None,
     metric: str = "",
     test: Any = None,
@@ -44,6 +46,7 @@ def load_data(
             {"train": ..., "test": ...}
     input   the input's column; two, as "premise,hypothesis", make a pair, several numeric ones an array
     label   the label's column; label_name is preferred to an equivalent numeric label
+    history a column of lists of texts, oldest first (in a CSV file JSON lists), for methods that read one: persoma
     kind    classification, multilabel (lists, or names joined by |), regression, text2text, or tagging (a list of
             words and a list of as many tags a row, or both as texts with blanks between); guessed from the labels
     metric  the headline metric; "": the kind's own
@@ -61,7 +64,7 @@ def load_data(
         raise OptionError(f"A limit of {limit} rows leaves nothing: give at least 1")
     shares = fractions(split)
     if isinstance(source, Data) or (isinstance(source, str) and source.startswith("builtin:")):
-        if (input, label, kind, test) != (None, None, None, None) or shares != _SPLIT:
+        if (input, label, kind, test) != (None, None, None, None) or history or shares != _SPLIT:
             raise OptionError(
                 "A built-in or loaded data set has its columns, kind and parts: leave those options off"
             )
@@ -78,7 +81,7 @@ def load_data(
         )
     chosen = choose(parts["train"], input, label, kind)
     notes += chosen.notes
-    train, task, said = _pose(parts["train"], chosen, kind, metric)
+    train, task, said = _pose(parts["train"], chosen, kind, metric, history)
     notes += said
     splits: dict[str, Split | None] = {"train": _split(train, task, "the train rows")}
     for part in ("validation", "test"):
@@ -106,6 +109,7 @@ def load_split(
     *,
     input: str | Sequence[str] | None = None,
     label: str | None = None,
+    history: str | None = None,
     part: str | None = None,
     labelled: bool = True,
 ) -> Split:
@@ -126,15 +130,17 @@ def load_split(
         chosen = source.parts.get(part or "test")
         if chosen is None:
             raise DataError(f"{source.name} has no part {quote(part or 'test')}: {listed(source.parts)}")
-        return chosen if labelled else Split(chosen.inputs)
+        return chosen if labelled else Split(chosen.inputs, histories=chosen.histories)
     found = find(source, *_npz_names(task.input if input is None else input, label), alone=False)
     which = part or ("test" if "test" in found.parts else next(iter(found.parts)))
     if which not in found.parts:
         raise DataError(f"{found.name} has no part {quote(which)}: {listed(found.parts)}")
     table = found.parts[which]
+    if history is not None:
+        task = task.model_copy(update={"history": history})
     inputs = asked(table, task.input if input is None else input)
     if not labelled:
-        return Split(read_inputs(table, inputs, task.modality)[0])
+        return Split(read_inputs(table, inputs, task.modality)[0], histories=_histories(table, task.history))
     column = task.label if label is None else label
     if column not in table.columns:
         raise missing(table, column, "label")
@@ -143,7 +149,9 @@ def load_split(
     return _split(rows, task.model_copy(update={"label": column}), "this adaptation")
 
 
-def _pose(table: Table, chosen: Chosen, kind: str | None, metric: str) -> "tuple[_Rows, Task, list[str]]":
+def _pose(
+    table: Table, chosen: Chosen, kind: str | None, metric: str, history: str
+) -> "tuple[_Rows, Task, list[str]]":
     """The train rows that can be used, the task that they pose, and notes."""
     decided = kind or guess_kind(table, chosen.label, values_of(table, chosen.label), chosen.inputs)
     modality = _modality(table, chosen, decided)
@@ -167,6 +175,7 @@ def _pose(table: Table, chosen: Chosen, kind: str | None, metric: str) -> "tuple
         labels=labels,
         input=chosen.inputs if modality == "pair" else ",".join(chosen.inputs),  # type: ignore[arg-type]
         label=chosen.label,
+        history=history,
         metric=metric,
     )
     return rows, task, [*notes, *said]
@@ -233,7 +242,16 @@ def _clean(
 def _split(rows: _Rows, task: Task, known: str) -> Split:
     if task.kind == "tagging":
         check_lengths(rows.table, task, rows.inputs, [tags_of(value) for value in rows.values])
-    return Split(rows.inputs, read_targets(rows.table, rows.values, task, known))
+    targets = read_targets(rows.table, rows.values, task, known)
+    return Split(rows.inputs, targets, histories=_histories(rows.table, task.history))
+
+
+def _histories(table: Table, name: str) -> list[History] | None:
+    if not name:
+        return None
+    if name not in table.columns:
+        raise missing(table, name, "history")
+    return read_histories(table, name)
 
 
 def _same_shape(splits: dict[str, Split | None], modality: Modality) -> list[str]:
@@ -265,7 +283,7 @@ def _carve(
     total = shares[0] + sum(wanted)
     classes = np.asarray(whole.targets) if task.kind == "classification" else None
     rows = divide(
-        findings.keys(whole.inputs), classes, (shares[0] / total, wanted[0] / total, wanted[1] / total), seed
+        findings.keys_of(whole), classes, (shares[0] / total, wanted[0] / total, wanted[1] / total), seed
     )
     splits["train"] = whole.select(rows[0])
     for part, at in (("validation", rows[1]), ("test", rows[2])):

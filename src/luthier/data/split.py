@@ -24,13 +24,17 @@ class Split:
     targets  (rows,) int64 class indices; (rows,) float32 values; (rows, classes) float32 of 0 and 1,
              multi-label; list of texts, text2text; list of (words,) int64 tag indices, tagging; None where the rows came without labels
     attributes  (rows,) or (rows, attributes) int64: labels that an adaptation is told with every row (control prefixes); or None
+    histories  for each row a tuple of texts, oldest first (what its user did), which adaptations may read beside the input; or None
     """
 
     inputs: "list[str] | list[tuple[str, ...]] | np.ndarray"
     targets: "np.ndarray | list[str] | list[np.ndarray] | None" = None
     attributes: "np.ndarray | None" = None
+    histories: "list[tuple[str, ...]] | None" = None
 
     def __post_init__(self) -> None:
+        if self.histories is not None and len(self.inputs) != len(self.histories):
+            raise DataError(f"{len(self.inputs)} inputs with {len(self.histories)} histories: one a row")
         if self.attributes is not None and len(self.inputs) != len(self.attributes):
             raise DataError(
                 f"{len(self.inputs)} inputs with {len(self.attributes)} attributes: one entry a row"
@@ -54,7 +58,10 @@ class Split:
             at = np.flatnonzero(at)
         targets = None if self.targets is None else _take(self.targets, at)
         return Split(
-            _take(self.inputs, at), targets, None if self.attributes is None else self.attributes[at]
+            _take(self.inputs, at),
+            targets,
+            None if self.attributes is None else self.attributes[at],
+            None if self.histories is None else _take(self.histories, at),
         )
 
     @cached_property
@@ -65,6 +72,8 @@ class Split:
         _feed(state, self.targets)
         if self.attributes is not None:
             _feed(state, self.attributes)
+        if self.histories is not None:
+            _feed(state, ["histories", self.histories])
         return state.hexdigest()
 
 

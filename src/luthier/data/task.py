@@ -37,6 +37,7 @@ class Task(BaseModel):
                     and tagging (the tags) only
     input, label    the columns' names as they were read; two inputs make a pair; an array made of several
                     numeric columns keeps their names in order, joined by commas
+    history         the column of histories, lists of texts that a method may read beside the input; empty: none
     metric          the headline metric; empty: the kind's first in METRICS; accuracy for tags that mark no entities
     """
 
@@ -47,6 +48,7 @@ class Task(BaseModel):
     labels: tuple[str, ...] = ()
     input: str | tuple[str, str]
     label: str
+    history: str = ""
     metric: str = ""
 
     @model_validator(mode="before")

@@ -164,7 +164,7 @@ def answers(adapted: Any, fitted: Fitted, split: Any, batch_size: int = BATCH, *
         none = np.zeros((0, len(task.labels)) if task.labels else 0, np.float32)
         return [] if task.kind in ("text2text", "tagging") else none
     head = next((placed.part for placed in adapted.heads), None)
-    data = encode(fitted.preprocess, split, task, targets=False, head=head)
+    data = encode(fitted.preprocess, split, task, targets=False, head=head, adaptation=fitted.adaptation)
     options = {"device": model.device, "batch_size": batch_size, **options}
     if task.kind == "text2text":
         return generate(
@@ -187,6 +187,7 @@ class Inputs:
 
     inputs: Any
     targets: Any = None
+    histories: Any = None
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -119,7 +119,8 @@ def what_a_context_is(run: Any) -> None:
         run.record("plain", (out.logits - whole[:, len(ids) :]).abs().max(), arm=name)
         logits = base.get_output_embeddings()(out.notes["prompt"][0][0])
         run.record("plain", (logits - whole[0, : len(ids)]).abs().max(), arm=f"{name}, context")
-        kinds, gamma, want = held.at()[0].layout["kinds"], 0.7, 0.0
+        kinds, gamma = held.at()[0].layout["kinds"], 0.7
+        want: Any = 0.0
         for back in (1, 2, 3):
             where = [i for i, kind in enumerate(kinds) if kind == back]
             said = whole[0, [i - 1 for i in where]].float()
@@ -198,7 +199,7 @@ def pretrained(seed: int) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         made.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        model = lt.load(folder, device="cpu")
+        model: Any = lt.load(folder, device="cpu")
     pre, base, episodes = model.preprocess, model.base, Episodes(seed)
     base.requires_grad_(True).train()
     optimiser = torch.optim.AdamW(base.parameters(), lr=PRETRAIN["rate"], weight_decay=0.01)
