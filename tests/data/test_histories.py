@@ -76,6 +76,14 @@ def test_the_digest_sees_histories_and_selecting_takes_them_along():
         Split(["a", "b"], histories=[()])
 
 
+def test_a_task_without_histories_is_written_as_before():
+    plain = lt.data(ROWS, input="text", label="label", split=(1, 0, 0)).task
+    told = lt.data(ROWS, input="text", label="label", history="events").task
+    assert "history" not in plain.model_dump(mode="json") and "history" not in plain.model_dump_json()
+    for task in (plain, told):
+        assert type(task).from_card(task.model_dump(mode="json")) == task
+
+
 def test_copies_share_text_and_history():
     rows = [{"text": "What next?", "label": "a", "events": ["one"]}] * 3 + ROWS
     data = lt.data(rows, input="text", label="label", history="events", split=(1, 0, 0))

@@ -54,22 +54,21 @@ def predict(
         raise OptionError("Give --data or --text, not both.")
     # Read before the model is loaded: a missing text should not cost that wait.
     texts = None if data is not None else text or lines_of(sys.stdin)
-    from luthier.data.split import Split
-
     fitted = open_adaptation(directory, model, device, dtype)
     if data is not None:
         from luthier.data.load import load_split
 
-        rows = load_split(
+        split = load_split(
             data,
             fitted.task,
             part=part,
             labelled=False,
             **options.given(input=options.columns(input), history=history),
         )
-        rows = options.first(rows, limit)
+        split = options.first(split, limit)
+        rows: Any = split.inputs if getattr(split, "histories", None) is None else split
     else:
-        rows = Split(as_inputs(texts or [], fitted.task)[:limit])
+        rows = as_inputs(texts or [], fitted.task)[:limit]
     records = predictions(fitted, rows, top, **options.given(batch_size=batch_size))
     if out is not None:
         WRITERS[Path(out).suffix.lower()](Path(out), records)

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
 
 from luthier.data.write import quote
 from luthier.errors import DataError
@@ -50,6 +50,11 @@ class Task(BaseModel):
     label: str
     history: str = ""
     metric: str = ""
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, usual: Any) -> dict[str, Any]:
+        """A task without histories is written as it was before there were any: digests and cards stay what they are."""
+        return {key: value for key, value in usual(self).items() if key != "history" or value}
 
     @model_validator(mode="before")
     @classmethod

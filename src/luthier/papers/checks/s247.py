@@ -9,9 +9,9 @@ from luthier.papers.check import Check
 from luthier.papers.claims import AtLeast, AtMost, Beats, Equals
 
 SHOTS, TASKS, TUNING = 6, 10, 3
-SYMBOLS, WORDS, OWN, LONG = 48, 16, 6, 3
+SYMBOLS, WORDS, OWN, LONG = 32, 16, 4, 3
 WIDTH, LAYERS = 64, 2
-PRETRAIN: dict[str, Any] = {"steps": 5000, "batch": 64, "rate": 2e-3}
+PRETRAIN: dict[str, Any] = {"steps": 6000, "batch": 32, "rate": 2e-3}
 ROWS = {"validation": 64, "test": 200}
 SETTINGS: dict[str, Any] = {"steps": 60, "batch_size": SHOTS, "signal": "choices"}
 RATES = (1 / 3, 1.0, 3.0)
@@ -58,7 +58,7 @@ CHECK = Check(
         "testbed:llama",
         "testbed:gpt2",
     ),
-    data="the Llama and GPT-2 testbeds; a two-layer decoder that is pretrained here on episodes: two classes with six symbols of "
+    data="the Llama and GPT-2 testbeds; a two-layer decoder that is pretrained here on episodes: two classes with four symbols of "
     "their own each, named by random words",
     against="the same demonstrations untrained; prompt tuning of the same length from random vectors; each at its own best of three "
     "learning rates, chosen on three further tasks",
@@ -153,9 +153,10 @@ class Episodes:
         own = [[f"s{i}" for i in drawn[:OWN]], [f"s{i}" for i in drawn[OWN:]]]
         return own, [f"w{i}" for i in self.rng.sample(range(WORDS), 2)]
 
-    def rows(self, own: list[list[str]], n: int) -> list[tuple[str, int]]:
-        """Both classes equally often, in an order of its own."""
-        made = [(" ".join(self.rng.choices(own[i % 2], k=LONG)), i % 2) for i in range(n)]
+    def rows(self, own: list[list[str]], n: int, even: bool = True) -> list[tuple[str, int]]:
+        """In an order of their own; even: both classes equally often, so that the last could be told by counting."""
+        classes = [i % 2 if even else self.rng.randrange(2) for i in range(n)]
+        made = [(" ".join(self.rng.choices(own[y], k=LONG)), y) for y in classes]
         self.rng.shuffle(made)
         return made
 
@@ -207,12 +208,17 @@ def pretrained(seed: int) -> Any:
         optimiser, PRETRAIN["rate"], total_steps=PRETRAIN["steps"], pct_start=0.05
     )
     for _ in range(PRETRAIN["steps"]):
-        batch = []
+        inputs, targets, n = [], [], SHOTS + 2
         for _ in range(PRETRAIN["batch"]):
             own, names = episodes.task()
-            rows = episodes.rows(own, SHOTS + 2)
-            encoded = pre.encode_text2text([x for x, _ in rows], [names[y] for _, y in rows])
-            batch.append({k: [i for row in encoded for i in row[k]] for k in ("input_ids", "labels")})
+            for x, y in episodes.rows(own, n, even=False):
+                inputs.append(x)
+                targets.append(names[y])
+        encoded = pre.encode_text2text(inputs, targets)
+        batch = [
+            {k: [i for row in encoded[e : e + n] for i in row[k]] for k in ("input_ids", "labels")}
+            for e in range(0, len(encoded), n)
+        ]
         base(**pre.collate(batch), use_cache=False).loss.backward()
         torch.nn.utils.clip_grad_norm_(base.parameters(), 1.0)
         optimiser.step()

@@ -10,7 +10,7 @@ from luthier.papers.claims import AtLeast, AtMost, Beats, Equals
 
 SEEDS = (0, 1, 2)
 CUT, LENGTH = 0.5, 20
-SETTINGS: dict[str, Any] = {"steps": 240, "batch_size": 16}
+SETTINGS: dict[str, Any] = {"steps": 100, "batch_size": 16}
 TURNS = 30
 
 CHECK = Check(
