@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from luthier.cli import options
+
 
 def compare(
     model: Annotated[str, typer.Option("--model", help="builtin:NAME, a local folder, or a hub name.")],
@@ -50,6 +52,7 @@ def compare(
             help="Column of a label that adaptations are told with every row; may be given again.",
         ),
     ] = None,
+    history: options.History = None,
     kind: Annotated[
         str | None,
         typer.Option(
@@ -121,7 +124,7 @@ def compare(
         data,
         seed=seed,
         limit=limit,
-        **_given(input=columns, label=label, attributes=attribute, kind=kind, test=test),
+        **_given(input=columns, label=label, attributes=attribute, history=history, kind=kind, test=test),
     )
     if train_rows is not None:
         rows = rows.limit(train=train_rows)

@@ -30,6 +30,7 @@ def fit(
     input: options.Input = None,
     label: options.Label = None,
     attribute: options.Attribute = None,
+    history: options.History = None,
     kind: options.Kind = None,
     test: Annotated[
         str | None, typer.Option("--test", help="A file of test rows; else a part is split off.")
@@ -104,7 +105,12 @@ def fit(
     rows = load_data(
         data,
         **options.given(
-            input=options.columns(input), label=label, attributes=attribute, kind=kind, test=test
+            input=options.columns(input),
+            label=label,
+            attributes=attribute,
+            history=history,
+            kind=kind,
+            test=test,
         ),
         seed=seed,
         limit=limit,

@@ -12,6 +12,7 @@ import typer
 from luthier import __version__
 from luthier.cli import (
     convert,
+    cut,
     evaluate,
     fit,
     instruments,
@@ -62,6 +63,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("mix")(mix.mix)
 app.command("convert")(convert.convert)
+app.command("cut")(cut.cut)
 app.command("methods")(methods.methods)
 app.command("sites")(sites.sites)
 app.add_typer(testbed.app, name="testbed")

@@ -28,6 +28,13 @@ Attribute = Annotated[
         help="Column of a label that the adaptation is told with every row (a control, a language); may be given again.",
     ),
 ]
+History = Annotated[
+    str | None,
+    typer.Option(
+        "--history",
+        help="Column of histories: lists of texts, oldest first (CSV: JSON lists), for methods that read one.",
+    ),
+]
 Kind = Annotated[
     str | None,
     typer.Option(

@@ -42,6 +42,7 @@ def predict(
     part: Annotated[str | None, typer.Option("--part", help="train, validation or test of --data.")] = None,
     model: options.Base = None,
     input: options.Input = None,
+    history: options.History = None,
     limit: options.Limit = None,
     batch_size: options.Batch = None,
     device: options.Device = "auto",
@@ -71,14 +72,16 @@ def predict(
             fitted.task,
             part=part,
             labelled=False,
-            **options.given(input=options.columns(input), attributes=() if control else None),
+            **options.given(
+                input=options.columns(input), attributes=() if control else None, history=history
+            ),
         )
         rows = options.first(rows, limit)
     else:
         rows = Split(as_inputs(texts or [], fitted.task)[:limit])
     if control:
-        rows = controlled(rows.inputs, control)
-    told = getattr(rows, "attributes", None) is not None
+        rows = controlled(rows, control)
+    told = rows.attributes is not None or rows.histories is not None
     records = predictions(fitted, rows if told else rows.inputs, top, **options.given(batch_size=batch_size))
     if out is not None:
         WRITERS[Path(out).suffix.lower()](Path(out), records)
@@ -117,7 +120,7 @@ def as_inputs(texts: list[str], task: Any) -> list[Any]:
 
 
 def predictions(fitted: Any, rows: Any, top: int | None, **settings: Any) -> list[dict[str, Any]]:
-    """One record per row: its number, its text, the prediction, and probabilities, the likeliest first."""
+    """One record per row of a split, or per input: its number, its text, the prediction, and probabilities, the likeliest first."""
     task = fitted.task
     records = []
     probable = task.kind in ("classification", "multilabel", "tagging")

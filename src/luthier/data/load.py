@@ -9,6 +9,7 @@ import numpy as np
 from luthier.data import findings
 from luthier.data.columns import Chosen, asked, choose, missing
 from luthier.data.divide import divide, fractions
+from luthier.data.histories import History, read_histories
 from luthier.data.images import resized
 from luthier.data.inputs import modality_of, read_inputs
 from luthier.data.sources import find
@@ -36,6 +37,7 @@ def load_data(
     input: str | Sequence[str] | None = None,
     label: str | None = None,
     attributes: str | Sequence[str] = (),
+    history: str = "",
     kind: str | None = None,
     metric: str = "",
     test: Any = None,
@@ -53,6 +55,7 @@ def load_data(
     input   the input's column; two, as "premise,hypothesis", make a pair, several numeric ones an array
     label   the label's column; label_name is preferred to an equivalent numeric label
     attributes  columns of labels that an adaptation is told with every row (a control, a language), "style,length" or a sequence
+    history a column of lists of texts, oldest first (in a CSV file JSON lists), for methods that read one: persoma
     kind    classification, multilabel (lists, or names joined by |), regression, text2text, or tagging (a list of
             words and a list of as many tags a row, or both as texts with blanks between); guessed from the labels
     metric  the headline metric; "": the kind's own
@@ -70,7 +73,8 @@ def load_data(
         raise OptionError(f"A limit of {limit} rows leaves nothing: give at least 1")
     shares = fractions(split)
     if isinstance(source, Data) or (isinstance(source, str) and source.startswith("builtin:")):
-        if (input, label, kind, test) != (None, None, None, None) or attributes or shares != _SPLIT:
+        given = (input, label, kind, test) != (None, None, None, None) or attributes or history
+        if given or shares != _SPLIT:
             raise OptionError(
                 "A built-in or loaded data set has its columns, kind and parts: leave those options off"
             )
@@ -86,9 +90,9 @@ def load_data(
             f"{found.name} has no train rows, only {listed(parts)}: name the train file as the data"
         )
     told = names_of(attributes)
-    chosen = choose(parts["train"].without(told), input, label, kind)
+    chosen = choose(parts["train"].without((*told, history)), input, label, kind)
     notes += chosen.notes
-    train, task, said = _pose(parts["train"], chosen, kind, metric, told)
+    train, task, said = _pose(parts["train"], chosen, kind, metric, told, history)
     notes += said
     splits: dict[str, Split | None] = {"train": _split(train, task, "the train rows")}
     for part in ("validation", "test"):
@@ -117,6 +121,7 @@ def load_split(
     input: str | Sequence[str] | None = None,
     label: str | None = None,
     attributes: str | Sequence[str] | None = None,
+    history: str | None = None,
     part: str | None = None,
     labelled: bool = True,
 ) -> Split:
@@ -144,10 +149,13 @@ def load_split(
     if which not in found.parts:
         raise DataError(f"{found.name} has no part {quote(which)}: {listed(found.parts)}")
     table = found.parts[which]
+    if history is not None:
+        task = task.model_copy(update={"history": history})
     inputs = asked(table, task.input if input is None else input)
     told = task.attributes if attributes is None else names_of(attributes)
     if not labelled:
-        return Split(read_inputs(table, inputs, task.modality)[0], attributes=read_attributes(table, told))
+        said, past = read_attributes(table, told), _histories(table, task.history)
+        return Split(read_inputs(table, inputs, task.modality)[0], attributes=said, histories=past)
     column = task.label if label is None else label
     if column not in table.columns:
         raise missing(table, column, "label")
@@ -163,7 +171,7 @@ def names_of(columns: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _pose(
-    table: Table, chosen: Chosen, kind: str | None, metric: str, attributes: tuple[str, ...] = ()
+    table: Table, chosen: Chosen, kind: str | None, metric: str, attributes: tuple[str, ...], history: str
 ) -> "tuple[_Rows, Task, list[str]]":
     """The train rows that can be used, the task that they pose, and notes."""
     decided = kind or guess_kind(table, chosen.label, values_of(table, chosen.label), chosen.inputs)
@@ -188,6 +196,7 @@ def _pose(
         labels=labels,
         input=chosen.inputs if modality == "pair" else ",".join(chosen.inputs),  # type: ignore[arg-type]
         label=chosen.label,
+        history=history,
         metric=metric,
         attributes=attributes,
     )
@@ -256,7 +265,16 @@ def _split(rows: _Rows, task: Task, known: str) -> Split:
     if task.kind == "tagging":
         check_lengths(rows.table, task, rows.inputs, [tags_of(value) for value in rows.values])
     targets = read_targets(rows.table, rows.values, task, known)
-    return Split(rows.inputs, targets, read_attributes(rows.table, task.attributes))
+    attributes, histories = read_attributes(rows.table, task.attributes), _histories(rows.table, task.history)
+    return Split(rows.inputs, targets, attributes, histories)
+
+
+def _histories(table: Table, name: str) -> list[History] | None:
+    if not name:
+        return None
+    if name not in table.columns:
+        raise missing(table, name, "history")
+    return read_histories(table, name)
 
 
 def _same_shape(splits: dict[str, Split | None], modality: Modality) -> list[str]:
@@ -288,7 +306,7 @@ def _carve(
     total = shares[0] + sum(wanted)
     classes = np.asarray(whole.targets) if task.kind == "classification" else None
     rows = divide(
-        findings.keys(whole.inputs), classes, (shares[0] / total, wanted[0] / total, wanted[1] / total), seed
+        findings.keys_of(whole), classes, (shares[0] / total, wanted[0] / total, wanted[1] / total), seed
     )
     splits["train"] = whole.select(rows[0])
     for part, at in (("validation", rows[1]), ("test", rows[2])):

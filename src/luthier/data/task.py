@@ -37,6 +37,7 @@ class Task(BaseModel):
                     and tagging (the tags) only
     input, label    the columns' names as they were read; two inputs make a pair; an array made of several
                     numeric columns keeps their names in order, joined by commas
+    history         the column of histories, lists of texts that a method may read beside the input; empty: none
     metric          the headline metric; empty: the kind's first in METRICS; accuracy for tags that mark no entities
     attributes      the columns of labels that an adaptation is told with every row (`Split.attributes`)
     """
@@ -48,16 +49,14 @@ class Task(BaseModel):
     labels: tuple[str, ...] = ()
     input: str | tuple[str, str]
     label: str
+    history: str = ""
     metric: str = ""
     attributes: tuple[str, ...] = ()
 
     @model_serializer(mode="wrap")
-    def _said(self, whole: Any) -> Any:
-        """Without attributes nothing is said of them, so that cards and digests from before there were any are the same."""
-        made = whole(self)
-        if not self.attributes:
-            made.pop("attributes", None)
-        return made
+    def _said(self, whole: Any) -> dict[str, Any]:
+        """A task without attributes or histories is written as it was before there were any: cards and digests stay what they are."""
+        return {k: v for k, v in whole(self).items() if k not in ("attributes", "history") or v}
 
     @model_validator(mode="before")
     @classmethod

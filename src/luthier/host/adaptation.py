@@ -82,6 +82,11 @@ class Adaptation(nn.Module):
         ]
         for part, here in zip(parts, sites, strict=True):
             part.check(here)
+        if layouts is None and statistics:
+            layouts = {
+                str(i): {s.name: own for s in here if (own := p.start.layout(s, statistics.get(s.name, {})))}
+                for i, (p, here) in enumerate(zip(parts, sites, strict=True))
+            }
         made = cls(method, sites, head, layouts, members, seed)
         rng = torch.Generator().manual_seed(seed)
         with torch.no_grad():

@@ -45,6 +45,13 @@ class Prompts:
         source = torch.where(place < pads, place + self.added, place - pads)
         return _take(x, torch.where(place < pads + self.added, source, place))
 
+    def said(self, x: Tensor, part: str) -> Tensor:
+        """x as the tower leaves it -> one part's prompt, (rows, length, ...)."""
+        start, length = self.spans[part]
+        if self.behind is None:
+            return x[:, start : start + length]
+        return _take(x, self.behind[:, None] + torch.arange(start, start + length, device=x.device))
+
     def cut(self, x: Tensor) -> Tensor:
         """x: (rows, added + tokens, ...) as the tower leaves it, without prompts."""
         if self.behind is None:
@@ -129,6 +136,9 @@ class Entrance:
         made = ctx.prompts.get(self.tower.name)
         if made is not None and made.added and not self.read and ctx.phase == "prefill" and out is not None:
             if self.tower.causal:
+                for placed in self._active(ctx):
+                    if placed.part.speaks:
+                        ctx.note("prompt", made.said(_first(out), placed.key))
                 out = _cut(out, made)
             states = getattr(out, "hidden_states", None)
             if states is not None:
@@ -320,6 +330,11 @@ def _pieces(positions: Tensor | None) -> Tensor | None:
 def _take(x: Tensor, index: Tensor) -> Tensor:
     """x: (rows, tokens, ...), index: (rows, places) -> (rows, places, ...)."""
     return x[torch.arange(len(x), device=x.device)[:, None], index]
+
+
+def _first(out: Any) -> Tensor:
+    """The states among what a tower returns."""
+    return out if torch.is_tensor(out) else out[0] if isinstance(out, tuple) else out.last_hidden_state
 
 
 def _cut(out: Any, made: Prompts) -> Any:

@@ -121,7 +121,13 @@ class Start:
     registered_kind: ClassVar[str] = "start"
     name: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ()
+    """Statistics that it takes where they are known, as in a fit, and does without elsewhere."""
     anchored: ClassVar[bool] = False
+
+    def layout(self, site: Site, statistics: Mapping[str, Any]) -> Layout | None:
+        """The layout that the statistics ask for at a site; None: the part's own."""
+        return None
 
     def fill(
         self,

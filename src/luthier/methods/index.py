@@ -30,6 +30,7 @@ PLACES = {
     "StateEdit": "state",
     "Stack": "stack",
     "OutputHead": "output",
+    "UnitCut": "units",
 }
 """Base class in luthier.host.places -> the word for that place."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -144,12 +145,12 @@ def statistics_for(
     from luthier.host import Adapted
     from luthier.host.calibrate import calibrate
 
-    asking = [p for p in method.parts() if p.start.needs]
+    asking = [p for p in method.parts() if p.start.needs or p.start.uses]
     if not asking:
         return None
     adapted = Adapted(model.base)
     sites = {s.name: s for part in asking for s in part.sites(adapted.structure)}
-    needs = sorted({need for part in asking for need in part.start.needs})
+    needs = sorted({need for part in asking for need in (*part.start.needs, *part.start.uses)})
     said = {need: FROM_TASK[need](model, data) for need in needs if need in FROM_TASK}
     needs = [need for need in needs if need not in said]
     if not needs:
@@ -186,7 +187,60 @@ def vocabulary_of(model: Any, data: Any) -> torch.Tensor:
     return table.weight.detach()
 
 
+def demonstrations_of(model: Any, data: Any) -> Callable[[int, int], list[tuple[list[int], list[int]]]]:
+    """(shots, seed) -> for each training row drawn (ids, kinds): 0 for a token of the input, -1 of the format, 1 of the answer.
+
+    OptionError for a task whose answers are no texts, for models that do not write after what they read, and for too few rows.
+    """
+    pre, train, labels = model.preprocess, data.train, data.task.labels
+    if (
+        data.task.kind not in ("text2text", "classification")
+        or model.kind != "decoder"
+        or not model.generates
+    ):
+        raise OptionError(
+            f"Demonstrations are inputs with their answers as texts, for a decoder that writes: not for {data.task.kind} by "
+            f"{model.name} ({model.kind}). Use prompt_tuning."
+        )
+    special, tokenize = set(pre.tokenizer.all_special_ids), tokenizer_of(model, data)
+    between = len(tokenize(pre.separator)) if pre.separator else 0
+
+    def text(x: Any) -> str:
+        return x if isinstance(x, str) else (pre.separator or "\n").join(x)
+
+    def rows(shots: int, seed: int) -> list[tuple[list[int], list[int]]]:
+        if shots > len(train):
+            raise OptionError(
+                f"{shots} demonstrations are asked for, and there are {len(train)} training rows."
+            )
+        found = drawn_in_turn(train.targets if labels else [0] * len(train), shots, seed)
+        answers = [str(labels[int(train.targets[i])]) if labels else train.targets[i] for i in found]
+        made = []
+        for row in pre.encode_text2text([text(train.inputs[i]) for i in found], answers):
+            ids, front = row["input_ids"], sum(row["instruction"])
+            kinds = [-1 if i in special else 0 for i in ids[:front]]
+            kinds[front - between :] = [-1] * between
+            made.append((list(ids), kinds + [1] * (len(ids) - front)))
+        return made
+
+    return rows
+
+
+def drawn_in_turn(classes: Any, rows: int, seed: int) -> list[int]:
+    """Numbers of so many different rows, one class after the other for as long as each has any."""
+    rng = random.Random(seed)
+    left: dict[int, list[int]] = {}
+    for i in rng.sample(range(len(classes)), len(classes)):
+        left.setdefault(int(classes[i]), []).append(i)
+    found: list[int] = []
+    while len(found) < rows:
+        for label in rng.sample(sorted(left), len(left)):
+            found += [left[label].pop()] if left[label] else []
+    return found[:rows]
+
+
 FROM_TASK: dict[str, Callable[[Any, Any], Any]] = {
+    "demonstrations": demonstrations_of,
     "label_ids": label_ids,
     "tokenize": tokenizer_of,
     "vocabulary": vocabulary_of,

@@ -180,7 +180,7 @@ class Job:
         if not processes.sharded:
             model.base.to(processes.device)
         self.splits: dict[str, Encoded] = {
-            name: encode(model.preprocess, split, data.task, head=head)
+            name: encode(model.preprocess, split, data.task, head=head, adaptation=adaptation)
             for name, split in {"train": data.train, **streams, "validation": data.validation}.items()
             if split is not None
         }

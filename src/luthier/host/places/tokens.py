@@ -31,6 +31,8 @@ class TokenPrompt(Part):
     deep: ClassVar[bool] = False
     hides: ClassVar[bool] = False
     """Whether `tokens` may return `visible`."""
+    speaks: ClassVar[bool] = False
+    """Whether an objective reads what a decoder makes of the prompt's own tokens: (rows, length, width), noted as `prompt`."""
 
     def tokens(self, t: T, ctx: Context) -> Tensor | tuple[Tensor, Tensor]:
         raise NotImplementedError
