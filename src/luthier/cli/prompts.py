@@ -123,3 +123,31 @@ def compare(
     note(
         "vector: what training added; ratio: its length as a share of the origin's. Sums need a ratio well above 0."
     )
+
+
+@app.command("words")
+def words(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A run folder or an adaptation's folder.")],
+    near: Annotated[int, typer.Option("--near", min=1, help="How many words for each prompt token.")] = 3,
+    model: options.Base = None,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    json: options.Json = False,
+) -> None:
+    """The words of the vocabulary that are nearest to a soft prompt's tokens. Do not read them as what it says.
+
+    luthier prompts words run/ --near 3
+    """
+    from luthier.cli.adaptation import open_any
+    from luthier.instruments.waywardness import words_of
+
+    found, base = open_any(directory, model, device, dtype)
+    nearest = words_of(base, found, near)
+    if json:
+        as_json([[{"word": w, "distance": d} for w, d in token] for token in nearest])
+        return
+    lines = [[i, *(f"{w} ({d:.3g})" for w, d in token)] for i, token in enumerate(nearest, 1)]
+    table(["token", *(f"nearest {i}" for i in range(1, near + 1))], lines, numbers=[0])
+    note(
+        "Words near a prompt need not say what it does: luthier instruments waywardness measures how little."
+    )
