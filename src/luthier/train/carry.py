@@ -17,17 +17,15 @@ from luthier.host.structure import structure_of
 from luthier.starts.carried import Carried
 
 
-def source_of(start_from: Any, model: Any) -> Adaptation | None:
-    """The adaptation that a fit starts from: itself, or a fitted one's. OptionError where it belongs to another base."""
-    found = getattr(start_from, "adaptation", start_from)
-    if found is None:
-        return None
+def one_of(model: Any, given: Any, what: str) -> Adaptation:
+    """The adaptation that fit is given as `what`: itself, or a fitted one's. OptionError where it belongs to another base."""
+    found = getattr(given, "adaptation", given)
     if not isinstance(found, Adaptation):
-        raise OptionError(f"start_from is {type(found).__name__}: give one adaptation, not a combination.")
-    theirs = getattr(start_from, "model", None)
+        raise OptionError(f"{what} is a {type(found).__name__}: give one adaptation, not a combination.")
+    theirs = getattr(given, "model", None)
     if theirs is not None and theirs.fingerprint != model.fingerprint:
         raise OptionError(
-            f"start_from was fitted on another base ({theirs.name}). Start from one that was fitted on {model.name}."
+            f"{what} was fitted on another base ({theirs.name}). Give one that was fitted on {model.name}."
         )
     return found
 
@@ -88,8 +86,7 @@ def companions_of(method: Any, given: Mapping[str, Any], model: Any) -> dict[str
             f"{method.name} reads these companions: {asked}; {odd[0]!r} is {'not one' if odd[0] in given else 'missing'}. "
             "Give each as companions={name: adaptation}, or --companion NAME=DIR."
         )
-    found = {name: source_of(one, model) for name, one in given.items()}
-    return {name: one for name, one in found.items() if one is not None}
+    return {name: one_of(model, one, f"The companion {name!r}") for name, one in given.items()}
 
 
 def with_head_of(other: Adaptation, head: Any, base: Any) -> Adaptation:

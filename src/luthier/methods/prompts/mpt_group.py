@@ -58,6 +58,8 @@ class MPTGroup(PromptTuning):
             raise OptionError(
                 f"mpt_group: tasks={self.tasks} has an empty or a repeated name. Name each once."
             )
+        if taken := sorted({"main", "train", "validation"} & set(self.tasks)):
+            raise OptionError(f"mpt_group: a run has a {taken[0]!r} of its own. Give that task another name.")
 
     def of_task(self, run, task: str) -> Tensor:
         batch = {**run.batches.whole(task, run.total), "output_hidden_states": True}
