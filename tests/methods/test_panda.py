@@ -114,7 +114,9 @@ def test_lambda_is_measured_and_stored_with_the_run(llama, verdicts, tmp_path):
     )  # fmt: skip
     lines = [json.loads(x) for x in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert {x["phase"] for x in lines if "loss" in x} == {"scout", "distil"}
-    assert fitted.adaptation.counts()["method"] == 4 * 192
+    assert fitted.adaptation.counts()["method"] == 4 * 192 and 0 <= fitted.adaptation.about["transfer"] <= 1
+    card = json.loads((tmp_path / "run/adaptation/card.json").read_text())
+    assert card["terms"][0]["card"]["about"]["transfer"] == fitted.adaptation.about["transfer"]
 
 
 def test_a_teacher_must_be_given_and_of_this_base(llama, verdicts):
