@@ -42,7 +42,7 @@ def test_a_start_is_learned_from_text_and_a_fit_begins_with_it(tmp_path, capsys)
     code, said, _ = run(capsys, *fit, *QUICK, "--after", str(out), "--out", str(tmp_path / "run"), "--json")
     assert code == 0 and json.loads(said)["parameters"] == 2 * 160
     held = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
-    assert len(held["given"]["after"]) == 64
+    assert len(held["after"]) == 64
 
 
 @pytest.mark.parametrize(

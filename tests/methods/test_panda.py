@@ -94,13 +94,13 @@ def test_the_loss_is_the_formula():
         theirs = adapted(batch).logits[:, 3:-1]
     task = torch.nn.functional.cross_entropy(ours.flatten(0, 1), batch["labels"][:, 4:].flatten())
     want = task + 0.2 * 0.7 * (ours - theirs).square().mean() / 4
-    assert float(found) == pytest.approx(float(want), rel=1e-5) and float(want - task) > 1e-3
+    assert found.item() == pytest.approx(want.item(), rel=1e-5) and (want - task).item() > 1e-3
     found.backward()
     assert all(p.grad is None for p in adapted.adaptations["teacher"].parameters())
     auto = replace(method, transfer="auto")
     run.state["transfer"] = 0.7
     with adapted.using("main"):
-        assert float(auto.loss(run, batch)) == pytest.approx(float(want), rel=1e-5)
+        assert auto.loss(run, batch).item() == pytest.approx(want.item(), rel=1e-5)
 
 
 def test_lambda_is_measured_and_stored_with_the_run(llama, verdicts, tmp_path):
@@ -114,7 +114,9 @@ def test_lambda_is_measured_and_stored_with_the_run(llama, verdicts, tmp_path):
     )  # fmt: skip
     lines = [json.loads(x) for x in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert {x["phase"] for x in lines if "loss" in x} == {"scout", "distil"}
-    assert fitted.adaptation.counts()["method"] == 4 * 192
+    assert fitted.adaptation.counts()["method"] == 4 * 192 and 0 <= fitted.adaptation.about["transfer"] <= 1
+    card = json.loads((tmp_path / "run/adaptation/card.json").read_text())
+    assert card["terms"][0]["card"]["about"]["transfer"] == fitted.adaptation.about["transfer"]
 
 
 def test_a_teacher_must_be_given_and_of_this_base(llama, verdicts):

@@ -195,7 +195,7 @@ def test_a_fit_after_another_begins_where_it_ended_and_the_base_of_resuming_know
     assert (
         "S_before" not in queued.adaptation.at()[0].values
     )  # a plain prompt leaves no shared one to remember
-    assert "after" in json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["given"]
+    assert "after" in json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
     with pytest.raises(
         OptionError, match=r"wants P of shape \(4, 32\), and the other adaptation has \(3, 32\)"
     ):

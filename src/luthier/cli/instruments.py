@@ -396,3 +396,76 @@ def number(option: str, text: str) -> float:
     if not 0 <= found < float("inf"):
         raise OptionError(f"{option} {text[:60]!r}: give a number from 0.")
     return found
+
+
+@app.command("waywardness")
+def waywardness(
+    model: options.Model,
+    data: options.Data,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", help="A text to hold prompts near; several times for several."),
+    ] = None,
+    texts: Annotated[int, typer.Option("--texts", min=1, help="Without --text: so many random ones.")] = 3,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=1, help="Of a random text: the prompt's length.")
+    ] = 8,
+    gamma: Annotated[
+        list[float] | None,
+        typer.Option("--gamma", min=0, help="Weight of the distance to the text; several times for several."),
+    ] = None,
+    most: Annotated[float, typer.Option("--most", min=0, help="What a wayward prompt may lose.")] = 0.05,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Of each run; else 3 epochs.")] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0, help="Learning rate; else the method's own.")
+    ] = None,
+    signal: Annotated[
+        str | None, typer.Option("--signal", help="As of fit: choices ranks the labels as answers.")
+    ] = None,
+    seed: Seed = 0,
+    batch_size: options.Batch = None,
+    limit: options.Limit = None,
+    input: options.Input = None,
+    label: options.Label = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """How little the words nearest to a soft prompt can be trusted: can a good prompt be had near any text?
+
+    luthier instruments waywardness --model builtin:llama --data reviews.csv --signal choices --text "write the answer twice"
+    """
+    from dataclasses import asdict
+
+    from luthier.data.load import load_data
+    from luthier.instruments.waywardness import GAMMAS, TRUST, random_texts
+    from luthier.instruments.waywardness import waywardness as walk
+    from luthier.models.load import load
+
+    loaded = load(model, device=device)
+    rows = load_data(data, **options.given(input=options.columns(input), label=label), limit=limit)
+    chosen = text or random_texts(loaded, texts, tokens, seed)
+    wanted = options.given(steps=steps, rate=rate, signal=signal, batch_size=batch_size)
+    say = (lambda said: None) if quiet else note
+    found = walk(loaded, rows, chosen, gammas=gamma or GAMMAS, say=say, seed=seed, **wanted)
+    best = found.wayward(most)
+    if json:
+        points = [asdict(p) for p in found.points]
+        as_json({"metric": found.metric, "wayward_gamma": best, "points": points})
+        return
+    head = ["gamma", "text", "projection", "F1", found.metric, "of the projection", "of the start"]
+    lines = [
+        [
+            figure(p.gamma),
+            p.text,
+            p.projected,
+            *(figure(v) for v in (p.f1, p.score, p.projected_score, p.start_score)),
+        ]
+        for p in found.points
+    ]
+    table(head, lines, numbers=[0, 3, 4, 5, 6])
+    note(
+        f"with gamma {best:g} prompts read as these texts and lose at most {most:g}: the words near a prompt say nothing of it"
+        if best is not None
+        else f"no gamma gives prompts that read as these texts (F1 above {TRUST:g}) and lose at most {most:g}"
+    )

@@ -187,8 +187,6 @@ class Part:
     decay: ClassVar[float] = 0.0
     members: ClassVar[tuple[str, ...]] = ()
     """Names of other adaptations that this part refers to."""
-    companions: ClassVar[tuple[str, ...]] = ()
-    """Names of other adaptations that its plan reads (`run.another`) and that are not part of what it makes: teachers."""
     wherever: ClassVar[bool] = False
     """Whether `targets` means what of it the task's loss reaches (full tuning), rather than exactly those sites."""
     identity_start: ClassVar[bool] = False
@@ -203,6 +201,11 @@ class Part:
     def plain(self) -> Part:
         """The same part without a source: it reads what it holds."""
         return dataclasses.replace(self, source=Free())
+
+    @property
+    def companions(self) -> tuple[str, ...]:
+        """Names of other adaptations that its plan reads (`run.another`) and that are not part of what it makes: teachers."""
+        return ()
 
     def layout(self, site: Site) -> Layout:
         """Small JSON that decides every shape and structure at a site (rank, kept tokens, masks): may change in a run."""

@@ -14,12 +14,22 @@ from luthier.signals.objectives import IGNORED
 
 def answers(objective: Any, out: Any, batch: Mapping[str, Any]) -> Tensor | None:
     """The logits that the loss reads: (rows, classes); of texts and tags (trained tokens, classes). Without logits what the model gives."""
-    logits: Tensor | None = out.logits if out.logits is not None else out.hidden
+    return _answering(objective, out.logits if out.logits is not None else out.hidden, batch)
+
+
+def last_states(objective: Any, out: Any, batch: Mapping[str, Any]) -> Tensor | None:
+    """(trained tokens, width) of the states that a language model answers from, if the batch asks for output_hidden_states."""
+    found = getattr(out.raw, "decoder_hidden_states", None) or getattr(out.raw, "hidden_states", None)
+    return _answering(objective, found[-1], batch) if found else None
+
+
+def _answering(objective: Any, x: Tensor | None, batch: Mapping[str, Any]) -> Tensor | None:
+    """Of a text or tags: x at the places that are trained on."""
     aligned = getattr(objective, "aligned", None)
-    if logits is None or aligned is None:
-        return logits
+    if x is None or aligned is None:
+        return x
     chosen = aligned(batch["labels"]) != IGNORED
-    return (logits[:, :-1] if objective.shift else logits)[chosen]
+    return (x[:, :-1] if objective.shift else x)[chosen]
 
 
 def states(out: Any) -> Tensor | None:

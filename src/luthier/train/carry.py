@@ -18,17 +18,15 @@ from luthier.host.structure import structure_of
 from luthier.starts.carried import Carried
 
 
-def adaptation_of(given: Any, model: Any) -> Adaptation | None:
-    """The adaptation that a fit is given: itself, or a fitted one's. OptionError where it belongs to another base."""
+def one_of(model: Any, given: Any, what: str) -> Adaptation:
+    """The adaptation that fit is given as `what`: itself, or a fitted one's. OptionError where it belongs to another base."""
     found = getattr(given, "adaptation", given)
-    if found is None:
-        return None
     if not isinstance(found, Adaptation):
-        raise OptionError(f"A {type(found).__name__} was given: give one adaptation, not a combination.")
+        raise OptionError(f"{what} is a {type(found).__name__}: give one adaptation, not a combination.")
     theirs = getattr(given, "model", None)
     if theirs is not None and theirs.fingerprint != model.fingerprint:
         raise OptionError(
-            f"It was fitted on another base ({theirs.name}). Begin with one that was fitted on {model.name}."
+            f"{what} was fitted on another base ({theirs.name}). Give one that was fitted on {model.name}."
         )
     return found
 
@@ -98,8 +96,7 @@ def companions_of(method: Any, given: Mapping[str, Any], model: Any) -> dict[str
             f"{method.name} reads these companions: {asked}; {odd[0]!r} is {'not one' if odd[0] in given else 'missing'}. "
             "Give each as companions={name: adaptation}, or --companion NAME=DIR."
         )
-    found = {name: adaptation_of(one, model) for name, one in given.items()}
-    return {name: one for name, one in found.items() if one is not None}
+    return {name: one_of(model, one, f"The companion {name!r}") for name, one in given.items()}
 
 
 def with_head_of(other: Adaptation, head: Any, base: Any) -> Adaptation:

@@ -18,7 +18,7 @@ from luthier.train import shard as sharding
 from luthier.train.batches import Batches, Encoded, encode, number_examples
 from luthier.train.beginning import as_method, base_name, head_for, new_adaptation
 from luthier.train.cache import prefix_cache
-from luthier.train.carry import adaptation_of, companions_of, goes_on, starting_there, with_head_of
+from luthier.train.carry import companions_of, goes_on, one_of, starting_there, with_head_of
 from luthier.train.choices import check_signal
 from luthier.train.fitted import TARGETS, Fitted, load_fitted, preprocess_card, unknown_tag
 from luthier.train.folder import Log, RunFolder
@@ -92,9 +92,10 @@ def fit(
         raise OptionError(f"checkpoint_every={checkpoint_every!r}: it must be at least 1.")
     check_task(model, data)
     check_signal(signal, model, data.task, head)
-    method, after = as_method(method), adaptation_of(after, model)
-    if after is not None and not goes_on(after, method):
-        method = starting_there(method)
+    method = as_method(method)
+    if after is not None:
+        after = one_of(model, after, "after")
+        method = method if goes_on(after, method) else starting_there(method)
     companions = companions_of(method, companions or {}, model)
     with ExitStack() as stack:
         processes = Processes(model.device)
@@ -104,8 +105,7 @@ def fit(
         processes.check_rows(batch_size, len(data.train))
         stack.enter_context(own_randomness(seed + processes.rank, processes.device))
         head = head_for(model, data, signal) if head == "auto" else head
-        given = {**companions, **({"after": after} if after is not None else {})}
-        description = describe(settings, model, data, method, head, streams or {}, members, given)
+        description = describe(settings, model, data, method, head, streams or {}, members, companions, after)
         about = {"model": base_name(model), "data": plain(str(data.name))}
         adaptation = None
         if out is None or not (Path(out) / "run.json").exists():  # refused before a folder is made
@@ -241,10 +241,13 @@ class Job:
 
     def __enter__(self) -> Job:
         self.adapted.attach("main", self.adaptation.to(self.processes.device))
-        for name, one in self.companions.items():
-            self.adapted.attach(
-                name, with_head_of(one, self.run.head, self.model.base).to(self.processes.device)
-            )
+        try:
+            for name, one in self.companions.items():
+                taught = with_head_of(one, self.run.head, self.model.base)
+                self.adapted.attach(name, taught.to(self.processes.device))
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -78,12 +78,10 @@ def describe(
     head: Any,
     streams: Mapping[str, Any],
     members: Mapping[str, Any] | None = None,
-    given: Mapping[str, Any] | None = None,
+    companions: Mapping[str, Any] | None = None,
+    after: Any = None,
 ) -> dict[str, Any]:
-    """What run.json compares: all that decides the result, by content; where files lie does not.
-
-    given: further adaptations that decide it, by what they are for.
-    """
+    """What run.json compares: all that decides the result, by content; where files lie does not."""
     from luthier.host.options import to_card
 
     return {
@@ -93,7 +91,8 @@ def describe(
         "members": {name: member.hash() for name, member in (members or {}).items()},
         "data": {"digest": data.digest, "streams": {k: v.digest for k, v in streams.items()}},
         "task": data.task.model_dump(mode="json"),
-        **({"given": {name: one.hash() for name, one in given.items()}} if given else {}),
+        **({"companions": {name: one.hash() for name, one in companions.items()}} if companions else {}),
+        **({"after": after.hash()} if after is not None else {}),
         **asdict(settings),
     }
 

@@ -7,8 +7,8 @@ trained: as the carrier's method; not an identity at step 0; not a weight change
 
 It needs the source's adaptation: `luthier fit --method panda --companion teacher=DIR`, or fit(companions={"teacher": it}).
 transfer=auto finds lambda: for the share `scout` of the steps a plain prompt is trained on the target, and lambda is the cosine of
-its task embedding and the teacher's (`luthier.signals.task_embedding`), 0 where that is below 0; then the student begins. If you
-know it (`luthier instruments transferability`), give the number: no step is spent on it.
+its task embedding and the teacher's (`luthier.signals.task_embedding`), 0 where that is below 0; then the student begins, and the
+card says lambda. If you know it (`luthier instruments transferability`), give the number: no step is spent on it.
 
 Differs: the teacher may be any adaptation of the base. It answers through its own head where that is of the student's kind and
 size; where they have no space in common, match=hidden compares the last hidden states. What a task embedding is, the paper
@@ -50,6 +50,7 @@ class Panda(Prompt):
         batches = [run.batches.whole("train", step) for step in range(self.sample)]
         found = [task_embedding(run.adapted, name, batches) for name in ("teacher", "target")]
         run.state["transfer"] = max(0.0, similarity(*found))
+        run.main.about = {**run.main.about, "transfer": run.state["transfer"]}  # for the card
 
     def loss(self, run, batch):
         out = run.adapted(batch)

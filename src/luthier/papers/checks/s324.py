@@ -80,9 +80,10 @@ def lambda_zero(run: Any) -> None:
 
     from luthier.models.testbeds.tasks import data
 
+    known = data("verdicts").limit(train=32, validation=4)
+    given: dict[str, Any] = {"signal": "choices", "batch_size": 8, "steps": 3}
     for name in ("llama", "t5"):
-        model, known = run.model(name), data("verdicts").limit(train=32, validation=4)
-        given: dict[str, Any] = {"signal": "choices", "batch_size": 8, "steps": 3}
+        model = run.model(name)
         teacher = run.fit(model, known, method("prompt"), seed=9, **{**given, "steps": 5})
         before = {k: v.clone() for k, v in teacher.adaptation.state().items()}
 
