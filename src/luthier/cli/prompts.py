@@ -229,9 +229,7 @@ def share(
         as_json(said)
         return
     line(f"{out}/joint: {held['P']:,} shared numbers, and {each:,} for each of {len(named)} tasks")
-    note(
-        f"Try: luthier prompts task {out}/joint --out start/, then luthier fit --method mpt --after start/"
-    )
+    note(f"Try: luthier prompts task {out}/joint --out start/, then luthier fit --method mpt --after start/")
 
 
 @app.command("task")

@@ -70,9 +70,7 @@ def share(
     streams = {name: data.train for name, data in bare.items()}
     given = {name: (teachers or {})[name] for name in joint.companions}
     begun = None if after is None else spread(after, model, joint.tasks)
-    return fit(
-        model, first, joint, streams=streams, companions=given, after=begun, **settings, **at("joint")
-    )
+    return fit(model, first, joint, streams=streams, companions=given, after=begun, **settings, **at("joint"))
 
 
 def as_written(data: Any) -> Any:

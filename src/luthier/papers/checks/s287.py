@@ -10,12 +10,12 @@ from typing import Any
 from luthier.papers.check import Check
 from luthier.papers.claims import AtLeast, AtMost, Beats, Reported
 
-PRETRAIN: dict[str, Any] = {"steps": 2500, "batch": 48, "rate": 5e-3, "width": 64}
+PRETRAIN: dict[str, Any] = {"steps": 2000, "batch": 48, "rate": 5e-3, "width": 64}
 OTHER = 0.3
 """How often a text is put in order in another language, so that what is read does not say what is written."""
 ROWS = {"train": 600, "validation": 100, "test": 100}
-TEXTS, SHARE = 300, 0.6
-STEPS, LENGTH, SEEDS = 300, 10, range(3)
+TEXTS, SHARE = 300, 0.8
+STEPS, LENGTH, SEEDS = 550, 10, range(3)
 SETTINGS: dict[str, Any] = {"batch_size": 16, "max_new_tokens": 12}
 FULL_RATES = (10.0, 30.0, 100.0)
 TASK = "summary"
@@ -239,7 +239,7 @@ def across_languages(run: Any) -> None:
 
     for name, (method, rows_of, rates) in arms.items():
         rate = run.best_rate("arms", name, model, rows_of, method, rates=rates, steps=STEPS, **SETTINGS)
-        for seed in SEEDS:
+        for seed in SEEDS[:1] if name == "prompt, mixed" else SEEDS:  # shown, not judged
             found = run.once(["arms", name, seed], partial(figures, method, rows_of, rate, seed))
             run.say(f"S287: {name}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()))
             share, score = (
