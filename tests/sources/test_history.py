@@ -12,6 +12,7 @@ import luthier as lt
 from luthier.cli.main import main
 from luthier.errors import DataError, ModelError, OptionError
 from luthier.host import Adaptation, Adapted
+from luthier.host.options import from_card, to_card
 from luthier.methods.prompts.persoma import Persoma
 from luthier.models import histories
 from luthier.models.histories import HistoryReader, diverse
@@ -126,6 +127,9 @@ def test_samplers(monkeypatch):
 def test_options_that_do_not_fit_are_refused():
     with pytest.raises(OptionError, match="not divided by heads"):
         Adaptation.new(method(adapter="perceiver", inner=9), bed.base("bert"))
+    for encoder in ("../somewhere", "someone/model", "builtin:../x"):  # as a card from anywhere may name
+        with pytest.raises(OptionError, match="should match pattern"):
+            from_card({**to_card(History()), "encoder": encoder})
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class HistoryReader:
-    """encoder: builtin:NAME or a folder of a model that pools texts, frozen. sampler: which items stay where there are more."""
+    """encoder: a model that pools texts, frozen. sampler: which items stay where there are more."""
 
     encoder: str
     width: int

@@ -28,7 +28,10 @@ class History(Source):
     """
 
     adapter: Literal["mlp", "transformer", "perceiver"] = "mlp"  # what maps and resamples the items
-    encoder: str = "builtin:minilm"  # what makes a vector of each item, frozen: builtin:NAME or a folder
+    # A card may come from anywhere, and what it names must never be a reason to read a folder or to fetch something.
+    encoder: Annotated[str, Field(pattern=r"^builtin:\w+$")] = (
+        "builtin:minilm"  # makes a vector of each item, frozen
+    )
     item_width: PositiveInt = 384  # numbers in an item's vector
     items: PositiveInt = 50  # items that are read at most
     sampler: Literal["recent", "random", "diverse"] = "recent"  # which, where a history has more
