@@ -157,5 +157,5 @@ def fit(
         if figures := fitted.metrics.get(split):
             line(f"{split}: " + ", ".join(f"{k} {figure(v)}" for k, v in figures.items()))
     line(f"trained numbers: {figure(fitted.metrics.get('parameters', 0))}")
-    controls = " --control LABEL" * len(rows.task.attributes)
+    controls = " --control LABEL" * len(fitted.task.attributes)
     note(f'Written to {out}. Try: luthier predict {out} --text "..."{controls}')
