@@ -14,8 +14,8 @@ from luthier.host.places.remade import folded, remade
 from luthier.instruments.saved import saved
 from tests.host import bed
 
-DENSE = ["loha", "vera", "randlora"]
-METHODS = [*DENSE, "diffusekrona", "lokr", "soka"]
+DENSE = ["loha", "vera", "randlora", "waveft", "fourierft"]
+METHODS = [*DENSE, "diffusekrona", "lokr", "soka", "oft", "boft"]
 
 
 def wide(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -97,7 +97,8 @@ def test_folded_and_not_give_the_same_values_and_gradients(name, base, scale, mo
     for limit in (True, False):
         monkeypatch.setattr(place, "folding", lambda x, w, limit=limit: ways.append(limit) or limit)
         model = Adapted(bed.base(base).double())
-        made = bed.shaken(Adaptation.new(kind(rank=4), model.base)).double()
+        small = {k: 4 for k in ("rank", "count") if hasattr(kind, k)}
+        made = bed.shaken(Adaptation.new(kind(**small), model.base)).double()
         model.attach("main", made)
         for placed in made.placed():
             placed.scale = scale

@@ -231,7 +231,7 @@ class Port:
                 return y
         whole = [(a, c) for a, c in on if _folds(a) and a.placed.owner not in c.rows]
         if whole:  # the parameters change anyway: changes of the input are folded in too
-            whole = [(a, c) for a, c in on if (_folds(a) or _turns_input(a)) and a.placed.owner not in c.rows]
+            whole = [(a, c) for a, c in on if (_folds(a) or _turns(a)) and a.placed.owner not in c.rows]
         if whole:
             now = self.own(unfolded)
             for at, ctx in whole:
@@ -239,15 +239,17 @@ class Port:
             y = call_with(self.module, now, args, kwargs)
         else:
             for at, ctx in on:
-                if _turns_input(at):
+                if _turns(at) and not at.site.rows:
                     x = args[0] if args else next(iter(kwargs.values()))
                     x = at.blend(at.part.before(x, at.t(ctx, x.dtype)), x, ctx)  # type: ignore[attr-defined]
                     args, kwargs = (x, *args[1:]), kwargs if args else {}
             y = original(*args, **kwargs)
         for at, ctx in on:
-            if not whole and _turns_input(at):
-                continue
-            if _folds(at) or _turns_input(at):
+            if not whole and _turns(at):
+                if at.site.rows:
+                    x = args[0] if args else next(iter(kwargs.values()))
+                    y = _turned_slice(at, ctx, x, y, self.own(unfolded)["weight"])
+            elif _folds(at) or _turns(at):
                 if at.placed.owner in ctx.rows:  # only some rows see other weights: both are computed
                     self.belongs_to_rows(at)
                     now = at.part.parameters(at, self.module, self.own(unfolded), ctx)  # type: ignore[attr-defined]
@@ -290,9 +292,18 @@ def _folds(at: At) -> bool:
     )
 
 
-def _turns_input(at: At) -> bool:
+def _turns(at: At) -> bool:
     """Whether the part changes what the layer receives."""
     return getattr(at.part, "before", None) is not None
+
+
+def _turned_slice(at: At, ctx: Context, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """A changed input where only a slice of the layer's outputs is to see it: what that adds to the slice."""
+    first, last = at.site.rows  # type: ignore[misc]
+    own = (weight.T if at.site.transposed else weight)[first:last]
+    added = F.linear(at.part.before(x, at.t(ctx, x.dtype)) - x, own)
+    now = y[..., first:last]
+    return torch.cat([y[..., :first], at.blend(now + added, now, ctx), y[..., last:]], -1)
 
 
 def _factored(
