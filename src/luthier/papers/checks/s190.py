@@ -142,7 +142,7 @@ def rank_of_what_is_trained(run: Any) -> None:
     for claim, fitted in (("rank", full), ("lora", low)):
         for at in fitted.adaptation.at():
             with torch.no_grad():
-                weight = site_weight(model.base, at.site)
+                weight: Any = site_weight(model.base, at.site)
                 found = int(torch.linalg.matrix_rank(at.part.delta(weight, at.t(None))))
             value = found / min(weight.shape) if claim == "rank" else int(found != rank)
             run.record(claim, value, arm=at.site.name)

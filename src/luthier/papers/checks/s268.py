@@ -78,7 +78,7 @@ def taken_apart(run: Any) -> None:
             tail = sigma[terms:].square().sum()
             run.record("tail", (left - tail).abs() / tail, arm=f"{name}, {terms} terms")
         first, second = u[:8].float(), v[:8].float()
-        dense = sum(torch.kron(a, b) for a, b in zip(first, second, strict=True))
+        dense: Any = sum(torch.kron(a, b) for a, b in zip(first, second, strict=True))
         x = torch.randn(16, weight.shape[1], generator=torch.Generator().manual_seed(0))
         if s.a1 * s.a2 == s.b1 * s.b2:
             raise RuntimeError(
