@@ -23,9 +23,10 @@ def skew(q: Tensor, size: int) -> Tensor:
 def cayley(q: Tensor, size: int) -> Tensor:
     """Orthogonal matrices, (..., size, size), made in single precision at least."""
     q = q.float() if q.dtype.itemsize < 4 else q
-    turn = skew(q, size)
     one = torch.eye(size, dtype=q.dtype, device=q.device)
-    return torch.linalg.solve(one + turn, one - turn)
+    return (
+        2 * torch.linalg.inv(one + skew(q, size)) - one
+    )  # (I + Q)^-1 (2 I - (I + Q)); its gradient needs no other inverse
 
 
 def turned(x: Tensor, r: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from luthier.host.options import options
 from luthier.host.part import Spec, zeros
 from luthier.host.places import WeightEdit
 from luthier.host.places.remade import remade
-from luthier.sources.orthogonal import butterfly, cayley
+from luthier.sources.orthogonal import butterfly, cayley, turned
 
 
 @options
@@ -30,6 +30,8 @@ class Rotation(WeightEdit):
         return {"q": Spec((blocks, self.block * (self.block - 1) // 2), zeros)}
 
     def before(self, x, t):
+        if self.levels == 1:  # what is kept beside x is no more than q
+            return turned(x, remade(partial(cayley, size=self.block), t.q))
         return remade(partial(_rotated, self.block, self.levels), x, t.q)
 
     def delta(self, weight, t):  # a row w of W becomes w R = (R^T w)^T
