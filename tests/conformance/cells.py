@@ -23,6 +23,7 @@ from luthier.host.probe import reached
 from luthier.host.sites import Structure
 from luthier.host.structure import structure_of
 from luthier.methods.low_rank.lora import LoRA
+from luthier.signals.objectives import Objective
 from luthier.train.batches import Batches, Encoded
 from luthier.train.run import Recipe, Run, share_out
 from luthier.train.snapshot import own_randomness
@@ -76,7 +77,7 @@ def prototype(architecture: str) -> nn.Module:
     return bed.base(architecture)
 
 
-class Squares:
+class Squares(Objective):
     """An objective that any output has: squares of what is not padding."""
 
     def mean(self, out: Any, batch: Any) -> Tensor:
@@ -150,6 +151,8 @@ class Cell:
         if model is None:
             model = Adapted(self.base())
             model.attach("main", copy.deepcopy(_fresh(self, seed)))
+        for name in self.part.companions:  # what its plan reads and does not train
+            model.attach(name, self.partner(model.base))
         x = self.batch(rows=8, seed=5)
         rows = [{k: v[i] for k, v in x.items()} for i in range(8)]
         import numpy as np

@@ -63,16 +63,15 @@ def of_part(part: Any, placed: Any, structure: Structure) -> int:
             "blocks": len(tower[s.tower].blocks),
         }
         wanted = [tuple(spec(w).shape) for w in part.tensors(s, at.layout).values()]
-        each_alike = len({len(w) for w in wanted}) == 1 or "tensors" not in expression
+        if "tensors" in expression:  # what it says of one tensor, summed over them
+            for shape in wanted:
+                length, row = size(part, "", shape)
+                total += value(expression, {**own, **names, "tensors": 1, "length": length, "row": row})
+            continue
         if wanted and len(wanted[0]) in (2, 3):
             length, row = size(part, "", wanted[0])
-            own |= {"tensors": len(wanted), "length": length, "row": row}
-        if each_alike:
-            total += value(expression, {**own, **names})
-            continue
-        for shape in wanted:  # of other shapes: the sum over them
-            length, row = size(part, "", shape)
-            total += value(expression, {**own, **names, "tensors": 1, "length": length, "row": row})
+            own |= {"length": length, "row": row}
+        total += value(expression, {**own, **names})
     if getattr(placed, "network", None) is not None:  # one for every tower
         total *= len(structure.towers)
         total += sum(p.numel() for n in placed.network.values() for p in n.layers.parameters())

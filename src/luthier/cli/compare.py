@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from luthier.cli import options
+
 
 def compare(
     model: Annotated[str, typer.Option("--model", help="builtin:NAME, a local folder, or a hub name.")],
@@ -43,6 +45,14 @@ def compare(
         ),
     ] = None,
     label: Annotated[str | None, typer.Option("--label", help="Column of the label or target.")] = None,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--attribute",
+            help="Column of a label that adaptations are told with every row; may be given again.",
+        ),
+    ] = None,
+    history: options.History = None,
     kind: Annotated[
         str | None,
         typer.Option(
@@ -110,7 +120,12 @@ def compare(
     from luthier.train.launched import speaks
 
     columns = _columns(input)
-    rows = load_data(data, seed=seed, limit=limit, **_given(input=columns, label=label, kind=kind, test=test))
+    rows = load_data(
+        data,
+        seed=seed,
+        limit=limit,
+        **_given(input=columns, label=label, attributes=attribute, history=history, kind=kind, test=test),
+    )
     if train_rows is not None:
         rows = rows.limit(train=train_rows)
     made = compare(

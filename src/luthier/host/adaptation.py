@@ -82,7 +82,13 @@ class Adaptation(nn.Module):
         ]
         for part, here in zip(parts, sites, strict=True):
             part.check(here)
-        made = cls(method, sites, head, layouts or _first_layouts(parts, sites, base), members, seed)
+        if layouts is None:
+            layouts = _first_layouts(parts, sites, base)
+            for i, (p, here) in enumerate(zip(parts, sites, strict=True)) if statistics else ():
+                asked = {s.name: p.start.layout(s, statistics.get(s.name, {})) for s in here}  # type: ignore[union-attr]
+                own = {name: layout for name, layout in asked.items() if layout}
+                layouts[str(i)] = {**layouts.get(str(i), {}), **own}
+        made = cls(method, sites, head, layouts, members, seed)
         rng = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for placed in made.placed():

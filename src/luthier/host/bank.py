@@ -18,7 +18,7 @@ from luthier.errors import ModelError, OptionError
 from luthier.host.adaptation import Adaptation
 from luthier.host.context import Context
 from luthier.host.options import register, to_card
-from luthier.host.part import Source, T
+from luthier.host.part import Source
 from luthier.host.places import Stack, Subset
 
 
@@ -115,9 +115,7 @@ class Bank(nn.Module):
     def _write(self, slot: int, adaptation: Adaptation) -> None:
         ctx = Context()
         for mine, theirs in zip(self.adaptation.placed(), adaptation.placed(), strict=True):
-            ctx.made[theirs.key] = theirs.part.source.prepare(
-                theirs.part, T(theirs.common), theirs.wanted(), ctx
-            )
+            ctx.made[theirs.key] = theirs.prepare(ctx)
             for a, b in zip(mine.ats(), theirs.ats(), strict=True):
                 made = b.t(ctx)
                 for k, v in a.values.items():

@@ -56,6 +56,11 @@ def normal(std: float) -> Draw:
     return lambda shape, rng: torch.randn(shape, generator=rng) * std
 
 
+def uniform(bound: float) -> Draw:
+    """Uniform values between -bound and bound."""
+    return lambda shape, rng: (2 * torch.rand(shape, generator=rng) - 1) * bound
+
+
 class T(dict):
     """Tensors of one site by name, read as attributes; `layout` and `members` beside them."""
 
@@ -116,7 +121,13 @@ class Start:
     registered_kind: ClassVar[str] = "start"
     name: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ()
+    """Statistics that it takes where they are known, as in a fit, and does without elsewhere."""
     anchored: ClassVar[bool] = False
+
+    def layout(self, site: Site, statistics: Mapping[str, Any]) -> Layout | None:
+        """The layout that the statistics ask for at a site; None: the part's own."""
+        return None
 
     def fill(
         self,
@@ -191,6 +202,11 @@ class Part:
         """The same part without a source: it reads what it holds."""
         return dataclasses.replace(self, source=Free())
 
+    @property
+    def companions(self) -> tuple[str, ...]:
+        """Names of other adaptations that its plan reads (`run.another`) and that are not part of what it makes: teachers."""
+        return ()
+
     def layout(self, site: Site) -> Layout:
         """Small JSON that decides every shape and structure at a site (rank, kept tokens, masks): may change in a run."""
         return {}
@@ -204,6 +220,13 @@ class Part:
 
     def shared(self, sites: Sequence[Site]) -> Mapping[str, SpecLike]:
         return {}
+
+    def carry(self, site: Site, before: T) -> tuple[Layout, Mapping[str, Tensor]]:
+        """What this part begins with at a site on a further task: its layout, and tensors that do not begin as always.
+
+        before: what is kept there of the task before, with its layout. Here all goes on where it stands, under its name.
+        """
+        return before.layout or self.layout(site), before
 
     def build(
         self, base: torch.nn.Module, sites: Sequence[Site], rng: torch.Generator

@@ -57,6 +57,15 @@ class At(nn.Module):
         rows = ctx.rows.get(self.placed.owner)
         return new if rows is None else torch.where(rows.view(-1, *[1] * (new.dim() - 1)), new, old)
 
+    def made(
+        self, ctx: Context | None, prepared: Any, values: Any = None, *, training: bool = False
+    ) -> Mapping[str, Tensor]:
+        """What the source makes of `values` (None: this site's own) and the shared tensors; prepared: `Placed.prepare`."""
+        raw = T(self.placed.common)
+        raw.update(self.values if values is None else values)
+        raw.layout, raw.training = self.layout, training
+        return self.part.source.make(self.part, self.site, raw, ctx, prepared)
+
     def t(
         self,
         ctx: Context | None,
@@ -67,12 +76,8 @@ class At(nn.Module):
 
         What a seed makes once for all sites is not small: a part casts it where it uses it, so that no cast is kept.
         """
-        raw = T(self.placed.common)
-        raw.update(self.values if values is None else values)
-        raw.layout, raw.training = self.layout, self.placed.training
-        source = self.part.source
-        made = source.make(self.part, self.site, raw, ctx, ctx.made.get(self.placed.key) if ctx else None)
-        t = T(made)
+        prepared = ctx.made.get(self.placed.key) if ctx else None
+        t = T(self.made(ctx, prepared, values, training=self.placed.training))
         if dtype is not None:
             for k, v in t.items():
                 if v.dtype != dtype and v.is_floating_point() and k not in self.placed.fixed:
@@ -131,6 +136,10 @@ class Placed(nn.Module):
     def wanted_once(self) -> dict[str, dict[str, Spec]]:
         """`wanted`, for sources that prepare something; the plain source does not look at it."""
         return {} if type(self.part.source) is Free else self.wanted()
+
+    def prepare(self, ctx: Context | None) -> Any:
+        """What the source makes once for all sites of a forward. ctx: None where there is no forward (settling, export)."""
+        return self.part.source.prepare(self.part, T(self.common), self.wanted_once(), ctx)
 
     def ats(self) -> list[At]:
         return list(self.at.values())  # type: ignore[arg-type]
