@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch.nn.functional import dropout, linear
 
+from luthier.errors import OptionError
 from luthier.host.part import Start, method, zero
 from luthier.host.places import Factors, WeightEdit
 
@@ -44,4 +45,8 @@ class LoRA(WeightEdit):
         return y + (x @ t.A.mT) @ t.B.mT * (self.alpha / self.rank)
 
     def check(self, sites):
-        self.check_rank(self.rank, sites)
+        for s in sites:
+            if self.rank > min(s.in_features, s.out_features):
+                raise OptionError(
+                    f"{self.name}: rank={self.rank} is above min(in, out)={min(s.in_features, s.out_features)} at {s.name}. Choose a smaller rank."
+                )
