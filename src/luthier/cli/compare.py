@@ -38,28 +38,11 @@ def compare(
             "--grid/--no-grid", help="Try three learning rates for every method, chosen on validation."
         ),
     ] = True,
-    input: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input", help="Column of the input; for pairs of texts, two: --input a --input b or a,b."
-        ),
-    ] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Column of the label or target.")] = None,
-    attribute: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--attribute",
-            help="Column of a label that adaptations are told with every row; may be given again.",
-        ),
-    ] = None,
+    input: options.Input = None,
+    label: options.Label = None,
+    attribute: options.Attribute = None,
     history: options.History = None,
-    kind: Annotated[
-        str | None,
-        typer.Option(
-            "--kind",
-            help="classification, multilabel, regression, text2text or tagging, when it cannot be guessed.",
-        ),
-    ] = None,
+    kind: options.Kind = None,
     test: Annotated[
         str | None, typer.Option("--test", help="A file of test rows; else a part is split off.")
     ] = None,

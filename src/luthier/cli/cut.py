@@ -11,7 +11,7 @@ from luthier.cli.show import as_json, line, note
 
 
 def cut(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="A run folder or an adaptation's folder.")],
+    directory: options.Directory,
     out: Annotated[str, typer.Option("--out", help="The folder to write: model/ and adaptation/.")],
     model: options.Base = None,
     device: options.Device = "cpu",

@@ -12,7 +12,7 @@ from luthier.cli.show import as_json, figure, note, table
 
 
 def evaluate(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="A run folder or an adaptation's folder.")],
+    directory: options.Directory,
     data: options.Data,
     part: Annotated[
         str | None, typer.Option("--part", help="train, validation or test; else test where there is one.")

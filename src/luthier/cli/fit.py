@@ -128,9 +128,9 @@ def fit(
         signal=signal,
         cache=None if cache else "off",
     )
-    from luthier.adaptations import load_adaptation
-
     if companion:
+        from luthier.adaptations import load_adaptation
+
         named = options.pairs(companion, "--companion", "teacher=DIR")
         wanted["companions"] = {name: load_adaptation(folder, base) for name, folder in named.items()}
     fitted = fit(

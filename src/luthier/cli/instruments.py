@@ -22,13 +22,15 @@ Rows = Annotated[int, typer.Option("--rows", min=1, help="How many rows to look 
 Seed = Annotated[int, typer.Option("--seed", help="What is drawn, and the order of batches.")]
 
 
-def opened(model: str, data: str, input: list[str] | None, label: str | None, device: str) -> tuple[Any, Any]:
+def opened(
+    model: str, data: str, input: list[str] | None, label: str | None, device: str, limit: int | None = None
+) -> tuple[Any, Any]:
     """The model and the data of a command."""
     from luthier.data.load import load_data
     from luthier.models.load import load
 
     loaded = load(model, device=device)
-    return loaded, load_data(data, **options.given(input=options.columns(input), label=label))
+    return loaded, load_data(data, **options.given(input=options.columns(input), label=label, limit=limit))
 
 
 @app.command("lyapunov")
@@ -437,13 +439,10 @@ def waywardness(
     """
     from dataclasses import asdict
 
-    from luthier.data.load import load_data
     from luthier.instruments.waywardness import GAMMAS, TRUST, random_texts
     from luthier.instruments.waywardness import waywardness as walk
-    from luthier.models.load import load
 
-    loaded = load(model, device=device)
-    rows = load_data(data, **options.given(input=options.columns(input), label=label), limit=limit)
+    loaded, rows = opened(model, data, input, label, device, limit)
     chosen = text or random_texts(loaded, texts, tokens, seed)
     wanted = options.given(steps=steps, rate=rate, signal=signal, batch_size=batch_size)
     say = (lambda said: None) if quiet else note

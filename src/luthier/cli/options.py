@@ -43,6 +43,7 @@ Kind = Annotated[
     ),
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first rows.")]
+Directory = Annotated[str, typer.Argument(metavar="DIR", help="A run folder or an adaptation's folder.")]
 Base = Annotated[
     str | None,
     typer.Option("--model", help="The base model, where the adaptation's card names no embedded one."),

@@ -19,7 +19,7 @@ SHOWN = 50
 
 
 def predict(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="A run folder or an adaptation's folder.")],
+    directory: options.Directory,
     data: Annotated[
         str | None, typer.Option("--data", help="Rows to predict, with or without labels.")
     ] = None,

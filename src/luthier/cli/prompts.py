@@ -127,7 +127,7 @@ def compare(
 
 @app.command("words")
 def words(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="A run folder or an adaptation's folder.")],
+    directory: options.Directory,
     near: Annotated[int, typer.Option("--near", min=1, help="How many words for each prompt token.")] = 3,
     model: options.Base = None,
     device: options.Device = "cpu",

@@ -7,12 +7,12 @@ A sentence lists things of one kind among names, cities and days. A language is 
 from __future__ import annotations
 
 import random
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from luthier.models.testbeds.corpus import PERMUTED
+from luthier.models.testbeds.small import SPECIAL, as_tokenizer, collated, loaded, train
 from luthier.models.testbeds.words import CITIES, DAYS, KINDS, NAMES
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
@@ -63,25 +63,19 @@ def words(languages: Sequence[Language]) -> list[str]:
 def tokenizer(languages: Sequence[Language]) -> Any:
     """One token a word."""
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
 
-    special = ("<pad>", "<s>", "</s>", "<unk>", *SENTINELS)
+    special = (*SPECIAL, *SENTINELS)
     known = [*special, "\n", *words(languages)]
     inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(known)}, unk_token="<unk>"))
     inner.add_special_tokens([AddedToken(t, special=True) for t in special])
     inner.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
     inner.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    return as_tokenizer(inner)
 
 
 def fresh(languages: Sequence[Language], kind: str, seed: int, width: int = 64, layers: int = 2) -> Any:
     """A Llama (kind="decoder") or a T5 ("encoder-decoder") of these languages with random weights."""
-    import torch
     import transformers
-
-    from luthier.models.load import load
 
     words_of = tokenizer(languages)
     ids: dict[str, Any] = {"vocab_size": len(words_of), "pad_token_id": 0, "eos_token_id": 2}
@@ -98,13 +92,7 @@ def fresh(languages: Sequence[Language], kind: str, seed: int, width: int = 64, 
             feed_forward_proj="gated-gelu", dropout_rate=0.0, **ids,
         )  # fmt: skip
         architecture = transformers.T5ForConditionalGeneration
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        made = architecture(config)
-    with tempfile.TemporaryDirectory() as folder:
-        made.save_pretrained(folder)
-        words_of.save_pretrained(folder)
-        return load(folder, device="cpu")
+    return loaded(architecture, config, words_of, seed)
 
 
 def pretrained(
@@ -119,23 +107,11 @@ def pretrained(
     **shape: int,
 ) -> Any:
     """A model of these languages that was trained from random weights on pairs of an input and an answer, drawn one by one."""
-    import torch
+    model, rng = fresh(languages, kind, seed, **shape), random.Random(seed)
 
-    model = fresh(languages, kind, seed, **shape)
-    pre, base = model.preprocess, model.base
-    base.requires_grad_(True).train()
-    optimiser = torch.optim.AdamW(base.parameters(), lr=rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.05)
-    rng = random.Random(seed)
-    for _ in range(steps):
-        inputs, targets = zip(*(pairs(rng) for _ in range(batch)), strict=True)
-        given = pre.collate(pre.encode_text2text(inputs, targets))
-        given.pop("instruction", None)
-        base(**given, use_cache=False).loss.backward()
-        torch.nn.utils.clip_grad_norm_(base.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        optimiser.zero_grad()
-    base.requires_grad_(False).eval()
-    model.forget_fingerprint()
-    return model
+    def batches() -> Iterator[dict[str, Any]]:
+        while True:
+            inputs, targets = zip(*(pairs(rng) for _ in range(batch)), strict=True)
+            yield collated(model.preprocess, inputs, targets)
+
+    return train(model, batches(), steps=steps, rate=rate)

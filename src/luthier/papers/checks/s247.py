@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from typing import Any
 
 from luthier.papers.check import Check
@@ -55,6 +54,7 @@ CHECK = Check(
         "luthier.methods.prompts.prompt_tuning",
         "luthier.starts.demonstrations",
         "luthier.starts.uniform",
+        "luthier.models.testbeds.small",
         "testbed:llama",
         "testbed:gpt2",
     ),
@@ -180,53 +180,31 @@ class Episodes:
 
 def pretrained(seed: int) -> Any:
     """A decoder that has read episodes: rows and their words, one after the other; every word is trained on."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from collections.abc import Iterator
 
-    import luthier as lt
+    from luthier.models.testbeds.small import decoder, train
 
-    words = ["<pad>", "<s>", "</s>", "<unk>", "\n", *(f"s{i}" for i in range(SYMBOLS)), *(f"w{i}" for i in range(WORDS))]  # fmt: skip
-    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")  # fmt: skip
-    config = LlamaConfig(
-        vocab_size=len(words), hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        made: Any = LlamaForCausalLM(config)
-    with tempfile.TemporaryDirectory() as folder:
-        made.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        model: Any = lt.load(folder, device="cpu")
-    pre, base, episodes = model.preprocess, model.base, Episodes(seed)
-    base.requires_grad_(True).train()
-    optimiser = torch.optim.AdamW(base.parameters(), lr=PRETRAIN["rate"], weight_decay=0.01)
-    rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, PRETRAIN["rate"], total_steps=PRETRAIN["steps"], pct_start=0.05
-    )
-    for _ in range(PRETRAIN["steps"]):
-        inputs, targets, n = [], [], SHOTS + 2
-        for _ in range(PRETRAIN["batch"]):
-            own, names = episodes.task()
-            for x, y in episodes.rows(own, n, even=False):
-                inputs.append(x)
-                targets.append(names[y])
-        encoded = pre.encode_text2text(inputs, targets)
-        batch = [
-            {k: [i for row in encoded[e : e + n] for i in row[k]] for k in ("input_ids", "labels")}
-            for e in range(0, len(encoded), n)
-        ]
-        base(**pre.collate(batch), use_cache=False).loss.backward()
-        torch.nn.utils.clip_grad_norm_(base.parameters(), 1.0)
-        optimiser.step()
-        rate.step()
-        optimiser.zero_grad()
-    base.requires_grad_(False).eval()
-    model.forget_fingerprint()
-    return model
+    words = [*(f"s{i}" for i in range(SYMBOLS)), *(f"w{i}" for i in range(WORDS))]
+    model = decoder(words, seed, width=WIDTH, layers=LAYERS, positions=128)
+    pre, episodes, n = model.preprocess, Episodes(seed), SHOTS + 2
+
+    def batches() -> Iterator[dict[str, Any]]:
+        while True:
+            inputs, targets = [], []
+            for _ in range(PRETRAIN["batch"]):
+                own, names = episodes.task()
+                for x, y in episodes.rows(own, n, even=False):
+                    inputs.append(x)
+                    targets.append(names[y])
+            encoded = pre.encode_text2text(inputs, targets)
+            yield pre.collate(
+                [
+                    {k: [i for row in encoded[e : e + n] for i in row[k]] for k in ("input_ids", "labels")}
+                    for e in range(0, len(encoded), n)
+                ]
+            )
+
+    return train(model, batches(), steps=PRETRAIN["steps"], rate=PRETRAIN["rate"])
 
 
 @CHECK.measures("icl", "prompt", "competent")

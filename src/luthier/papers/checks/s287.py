@@ -72,6 +72,7 @@ CHECK = Check(
         "luthier.data.unlabelled",
         "luthier.instruments.languages",
         "luthier.models.testbeds.ciphers",
+        "luthier.models.testbeds.small",
         "testbed:t5",
     ),
     data="a T5 of English and two ciphers of it that is pretrained here on their texts; summaries (the kinds of things that a text "

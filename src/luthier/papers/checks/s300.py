@@ -49,6 +49,7 @@ CHECK = Check(
         "luthier.instruments.transfer",
         "luthier.instruments.languages",
         "luthier.models.testbeds.ciphers",
+        "luthier.models.testbeds.small",
         "luthier.methods.prompts.prompt_tuning",
         "luthier.methods.prompts.prompt_and_model",
         "luthier.sources.residual",
