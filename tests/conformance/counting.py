@@ -3,7 +3,8 @@
 Names in it: options, lengths of lists in the layout; of a site `in`, `out`, `heads`, `head_dim`, `d` (= heads * head_dim), of
 a selective scan `inner` and `states`; of the part `tensors` (how many it reads there), `length` and `row` (rows of the first,
 as tokens, and numbers in one); of the model `width`, `blocks`, `sites`, `kinds` (sites that
-differ in more than numbers), `all`, `biases`, `norms`, `top(k)` (the last k blocks),
+differ in more than numbers), numbers of the layout, `min`, `divisor(n, k)` (the largest divisor of n up to k), `root(n)` (up to
+its square root), `all`, `biases`, `norms`, `top(k)` (the last k blocks),
 `narrow` (a side network's layers).
 """
 
@@ -53,6 +54,7 @@ def of_part(part: Any, placed: Any, structure: Structure) -> int:
             continue
         s = at.site
         own = {k: len(v) for k, v in at.layout.items() if isinstance(v, list)}
+        own |= {k: v for k, v in at.layout.items() if type(v) is int}
         own |= {"inputs": s.in_features, "outputs": s.out_features, "heads": s.heads, "head_dim": s.head_dim}
         own |= dict(zip(("inner", "states"), dict(s.parameters).get("A_log", ()), strict=False))
         own |= {
@@ -81,6 +83,9 @@ def of_model(structure: Structure, placed: Any) -> dict[str, Any]:
     owned = [(s, n, math.prod(shape)) for s in placed.sites for n, shape in s.parameters]
     last = {t.name: len(t.blocks) for t in structure.towers}
     return {
+        "min": min,
+        "divisor": lambda n, k: max(i for i in range(1, k + 1) if n % i == 0),
+        "root": lambda n: max(i for i in range(1, n + 1) if n % i == 0 and i * i <= n),
         "all": sum(n for _, _, n in owned),
         "biases": sum(n for _, name, n in owned if name == "bias" or name.endswith("_bias")),
         "norms": sum(n for s, _, n in owned if s.role.startswith("norm")),

@@ -118,4 +118,19 @@ def test_the_page_of_prompts_names_every_method_carrier_source_and_start_of_the_
         for n, c in ours.items()
         if c.__module__.startswith(("luthier.sources", "luthier.starts", "luthier.methods"))
     }
-    assert not [n for n in ours - {"zero", "pretrained"} if f"`{n}`" not in said]
+    elsewhere = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    assert not [n for n in ours - {"zero", "pretrained"} if f"`{n}`" not in said + elsewhere]
+
+
+def test_the_page_of_weights_names_every_product_seeded_basis_transform_and_rotation():
+    import luthier as lt
+
+    said = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    folders = ("kronecker", "spectral", "orthogonal")
+    here = ("loha", "vera", "randlora")
+    ours = {
+        n: e for n, e in lt.methods.entries().items() if n in here or e["module"].split(".")[2] in folders
+    }
+    lines = {n: next(line for line in said.splitlines() if line.startswith(f"| `{n}` |")) for n in ours}
+    assert len(ours) >= 10
+    assert not [n for n, e in ours.items() for paper in e["papers"] if paper not in lines[n]]

@@ -82,11 +82,12 @@ class Adaptation(nn.Module):
         ]
         for part, here in zip(parts, sites, strict=True):
             part.check(here)
-        if layouts is None and statistics:
-            layouts = {
-                str(i): {s.name: own for s in here if (own := p.start.layout(s, statistics.get(s.name, {})))}
-                for i, (p, here) in enumerate(zip(parts, sites, strict=True))
-            }
+        if layouts is None:
+            layouts = _first_layouts(parts, sites, base)
+            for i, (p, here) in enumerate(zip(parts, sites, strict=True)) if statistics else ():
+                asked = {s.name: p.start.layout(s, statistics.get(s.name, {})) for s in here}  # type: ignore[union-attr]
+                own = {name: layout for name, layout in asked.items() if layout}
+                layouts[str(i)] = {**layouts.get(str(i), {}), **own}
         made = cls(method, sites, head, layouts, members, seed)
         rng = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -327,6 +328,24 @@ def _begin(
 
     out = part.source.begin(part, site, draw)
     return {k: out[k] if k in out else _own(placed, k, s, rng) for k, s in specs.items()}
+
+
+def _first_layouts(
+    parts: Sequence[Part], sites: Sequence[Sequence[Site]], base: nn.Module
+) -> dict[str, dict[str, Layout]]:
+    """{part: {site: layout}} where the base's weights decide."""
+    deciding = {i: p for i, p in enumerate(parts) if type(p).first_layout is not Part.first_layout}
+    if deciding and any(p.is_meta for p in base.parameters()):
+        raise because(
+            ModelError(
+                f"{next(iter(deciding.values())).name} reads the base's weights, which this one on the meta device does not hold. Load the base first."
+            ),
+            Reason.NEEDS_VALUES,
+        )
+    return {
+        str(i): {s.name: p.first_layout(s, site_weight(base, s)) for s in sites[i]}
+        for i, p in deciding.items()
+    }
 
 
 def _network(placed: Placed, base: nn.Module, rng: torch.Generator) -> nn.Module | None:

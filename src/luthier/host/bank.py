@@ -32,7 +32,8 @@ class BankRows(Source):
         return ctx.need("slots")
 
     def make(self, part, site, t, ctx, made=None):
-        return {k: v.index_select(0, made) for k, v in t.items()}
+        shared = part.shared([site])
+        return {k: v if k in shared else v.index_select(0, made) for k, v in t.items()}
 
 
 class Bank(nn.Module):
@@ -162,11 +163,15 @@ def _stacked(first: Adaptation, capacity: int) -> Adaptation:
             raise ModelError(
                 f"{placed.part.name} starts from an anchored start: its effect is a difference, which a bank does not hold."
             )
-        placed.common = nn.ParameterDict()
+        if placed.fixed != set(placed.part.shared(placed.sites)):
+            raise ModelError(
+                f"{placed.part.name} trains tensors that all its sites share, which a bank does not hold. Attach it by name instead."
+            )
+        placed.common = nn.ParameterDict({k: v for k, v in placed.common.items() if k in placed.fixed})
         for at in placed.ats():
             at.values = nn.ParameterDict(
                 {
-                    k: nn.Parameter(torch.zeros(capacity, *s.shape), requires_grad=False)
+                    k: nn.Parameter(torch.zeros(capacity, *s.shape, dtype=s.dtype), requires_grad=False)
                     for k, s in wanted[at.site.name].items()
                 }
             )

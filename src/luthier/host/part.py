@@ -211,6 +211,10 @@ class Part:
         """Small JSON that decides every shape and structure at a site (rank, kept tokens, masks): may change in a run."""
         return {}
 
+    def first_layout(self, site: Site, weight: Tensor | None) -> Layout:
+        """The layout that a fresh adaptation has, where the base's weight decides it (a rank by its spectrum); weight: (out, in)."""
+        return self.layout(site)
+
     def tensors(self, site: Site, layout: Layout) -> Mapping[str, SpecLike]:
         return {}
 

@@ -72,12 +72,15 @@ class At(nn.Module):
         dtype: torch.dtype | None = None,
         values: Any = None,
     ) -> T:
-        """The tensors that the part reads: made by its source, cast to the activation's dtype (the small thing is cast)."""
+        """The tensors that the part reads: made by its source, cast to the activation's dtype (the small thing is cast).
+
+        What a seed makes once for all sites is not small: a part casts it where it uses it, so that no cast is kept.
+        """
         prepared = ctx.made.get(self.placed.key) if ctx else None
         t = T(self.made(ctx, prepared, values, training=self.placed.training))
         if dtype is not None:
             for k, v in t.items():
-                if v.dtype != dtype and v.is_floating_point():
+                if v.dtype != dtype and v.is_floating_point() and k not in self.placed.fixed:
                     t[k] = v.to(dtype)
         t.layout, t.training = self.layout, self.placed.training
         t.members = [Member(cast(At, m.at[self.key]), dtype) for m in self.placed.members if self.key in m.at]
@@ -171,8 +174,9 @@ class Placed(nn.Module):
                         f"{self.part.name} at {where}: {k} has shape {tuple(v.shape)}, expected {tuple(specs[k].shape)}."
                     )
                 floating = specs[k].dtype.is_floating_point
-                v = v.detach().to(specs[k].dtype)
-                into[k] = nn.Parameter(v.clone(), requires_grad=specs[k].trained and floating)
+                # laid out as a file's: the strides of a decomposition would round otherwise once resumed
+                v = v.detach().to(specs[k].dtype).clone(memory_format=torch.contiguous_format)
+                into[k] = nn.Parameter(v, requires_grad=specs[k].trained and floating)
                 self.specs[f"common.{k}" if at is None else f"at.{at.key}.values.{k}"] = specs[k]._replace(
                     start=None
                 )
@@ -180,6 +184,11 @@ class Placed(nn.Module):
                 at.anchor = nn.ParameterDict(
                     {k: nn.Parameter(p.detach().clone(), requires_grad=False) for k, p in at.values.items()}
                 )
+
+    @property
+    def fixed(self) -> frozenset[str]:
+        """Tensors shared by all sites that a seed makes and no file holds."""
+        return frozenset(k for k in self.common if not self.specs[f"common.{k}"].stored)
 
     def _anchored(self) -> bool:
         return bool(getattr(self.part.start, "anchored", False))

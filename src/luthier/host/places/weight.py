@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from luthier.errors import ModelError
+from luthier.errors import ModelError, OptionError
 from luthier.host.applicable import Reason, because, rows_share
 from luthier.host.exchange import EDITED, exchange
 from luthier.host.functional import call_with
 from luthier.host.part import Part, T
-from luthier.host.places.factored import Factors, changed, usable
-from luthier.host.sites import is_linear
+from luthier.host.places.factored import Factors, changed, folding, usable
+from luthier.host.places.remade import folded
+from luthier.host.sites import is_linear, is_transposed
 
 if TYPE_CHECKING:
     from luthier.host.adapted import Adapted
     from luthier.host.context import Context
     from luthier.host.placed import At, Placed
+    from luthier.host.sites import Site
 
 
 class Weighted(Part):
@@ -71,8 +73,11 @@ class WeightEdit(Weighted):
     delta_bias(weight, bias, t) -> the change of the bias, (out,). Without `delta` and `delta_bias` the part cannot merge.
     factors(t) -> Factors of a low-rank delta, beside a shortcut: where they serve a whole batch, layer and change are one
     function (`luthier.host.places.factored`).
+    folds: whether, beside a shortcut, W + delta is the cheaper way on a long batch; the layer and its change are then one function
+    too, which makes the weight again in the backward pass (`luthier.host.places.remade`).
     """
 
+    folds: ClassVar[bool] = False
     delta: ClassVar[Any] = None
     delta_bias: ClassVar[Any] = None
     shortcut: ClassVar[Any] = None
@@ -91,6 +96,14 @@ class WeightEdit(Weighted):
                 Reason.NOT_LINEAR,
             )
 
+    def check_rank(self, rank: int, sites: Sequence[Site]) -> None:
+        """Refuse a rank above the smaller side of a weight."""
+        for s in sites:
+            if rank > min(s.in_features, s.out_features):
+                raise OptionError(
+                    f"{self.name}: rank={rank} is above min(in, out)={min(s.in_features, s.out_features)} at {s.name}. Choose a smaller rank."
+                )
+
     def apply(self, x: Tensor, y: Tensor, t: T) -> Tensor:
         """Activations with the change; tensors with a leading row dimension serve each row with its own."""
         if self.shortcut is not None:
@@ -106,6 +119,19 @@ class WeightEdit(Weighted):
         bias = self.delta_bias(None, None, t) if self.delta_bias is not None else None
         return y + change if bias is None else y + change + bias
 
+    def change(self, at: At, weight: Tensor, t: T, start: T | None) -> Tensor:
+        """What is added to the module's whole weight, (out, in): `delta` with its coefficient, less that of an anchored start."""
+        rows = slice(*at.site.rows) if at.site.rows else slice(None)
+        change = self.delta(weight[rows], t)
+        if start is not None:
+            change = change - self.delta(weight[rows], start)
+        change = at.placed.scale * change.squeeze(0) if change.dim() > 2 else at.placed.scale * change
+        if at.site.rows:
+            full = torch.zeros_like(weight)
+            full[rows] = change
+            change = full
+        return change  # type: ignore[no-any-return]
+
     def parameters(
         self, at: At, module: nn.Module, now: Mapping[str, Tensor], ctx: Context | None
     ) -> dict[str, Tensor]:
@@ -115,14 +141,8 @@ class WeightEdit(Weighted):
         t = at.t(ctx, weight.dtype)
         out = dict(now)
         if self.delta is not None:
-            change = self.delta(own[rows], t)
-            if part.start.anchored:
-                change = change - self.delta(own[rows], at.t(ctx, weight.dtype, at.anchor))
-            change = at.placed.scale * change.squeeze(0) if change.dim() > 2 else at.placed.scale * change
-            if site.rows:
-                full = torch.zeros_like(own)
-                full[rows] = change
-                change = full
+            start = at.t(ctx, weight.dtype, at.anchor) if part.start.anchored else None
+            change = self.change(at, own, t, start)
             out["weight"] = weight + (change.T if site.transposed else change)
         if self.delta_bias is not None:
             change = self.delta_bias(own[rows], None if bias is None else bias[rows], t)
@@ -206,11 +226,12 @@ class Port:
             original = self.unmerged
         if not on:
             return original(*args, **kwargs)
-        if (y := _factored(self.module, on, original, args, kwargs)) is not None:
-            return y
+        for way in (_factored, _folded):
+            if (y := way(self.module, on, original, args, kwargs)) is not None:
+                return y
         whole = [(a, c) for a, c in on if _folds(a) and a.placed.owner not in c.rows]
         if whole:  # the parameters change anyway: changes of the input are folded in too
-            whole = [(a, c) for a, c in on if (_folds(a) or _turns_input(a)) and a.placed.owner not in c.rows]
+            whole = [(a, c) for a, c in on if (_folds(a) or _turns(a)) and a.placed.owner not in c.rows]
         if whole:
             now = self.own(unfolded)
             for at, ctx in whole:
@@ -218,15 +239,17 @@ class Port:
             y = call_with(self.module, now, args, kwargs)
         else:
             for at, ctx in on:
-                if _turns_input(at):
+                if _turns(at) and not at.site.rows:
                     x = args[0] if args else next(iter(kwargs.values()))
                     x = at.blend(at.part.before(x, at.t(ctx, x.dtype)), x, ctx)  # type: ignore[attr-defined]
                     args, kwargs = (x, *args[1:]), kwargs if args else {}
             y = original(*args, **kwargs)
         for at, ctx in on:
-            if not whole and _turns_input(at):
-                continue
-            if _folds(at) or _turns_input(at):
+            if not whole and _turns(at):
+                if at.site.rows:
+                    x = args[0] if args else next(iter(kwargs.values()))
+                    y = _turned_slice(at, ctx, x, y, self.own(unfolded)["weight"])
+            elif _folds(at) or _turns(at):
                 if at.placed.owner in ctx.rows:  # only some rows see other weights: both are computed
                     self.belongs_to_rows(at)
                     now = at.part.parameters(at, self.module, self.own(unfolded), ctx)  # type: ignore[attr-defined]
@@ -269,9 +292,18 @@ def _folds(at: At) -> bool:
     )
 
 
-def _turns_input(at: At) -> bool:
+def _turns(at: At) -> bool:
     """Whether the part changes what the layer receives."""
     return getattr(at.part, "before", None) is not None
+
+
+def _turned_slice(at: At, ctx: Context, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """A changed input where only a slice of the layer's outputs is to see it: what that adds to the slice."""
+    first, last = at.site.rows  # type: ignore[misc]
+    own = (weight.T if at.site.transposed else weight)[first:last]
+    added = F.linear(at.part.before(x, at.t(ctx, x.dtype)) - x, own)
+    now = y[..., first:last]
+    return torch.cat([y[..., :first], at.blend(now + added, now, ctx), y[..., last:]], -1)
 
 
 def _factored(
@@ -290,6 +322,68 @@ def _factored(
         start = at.part.factors(at.t(ctx, values=at.anchor)) if at.part.start.anchored else None
         given.append((at.part.factors(at.t(ctx)), start, at.site.rows, at.placed.scale))
     return changed(module, x, given)
+
+
+def _folded(
+    module: nn.Module, on: list[tuple[At, Context]], original: Any, args: tuple, kwargs: dict
+) -> Tensor | None:
+    """The layer with W + delta of changes that all fold, and serve the whole batch; None where they are something else."""
+    if any(not _dense(a) or a.placed.owner in c.rows for a, c in on):
+        return None
+    x = args[0] if args else next(iter(kwargs.values()))
+    if not usable(module, original, x):
+        return None
+    own: Any = module
+    weight = own.weight.T if is_transposed(module) else own.weight
+    if not folding(x, weight):
+        return None
+    each = [Folding(at, ctx, x.dtype) for at, ctx in on]
+    return folded(Foldings(each), x, weight, own.bias, [t for f in each for t in f.tensors])
+
+
+class Folding:
+    """One part's change of a weight as a function of its tensors."""
+
+    def __init__(self, at: At, ctx: Context, dtype: torch.dtype):
+        self.at, self.t = at, at.t(ctx, dtype)
+        self.start = at.t(ctx, dtype, at.anchor) if at.part.start.anchored else None
+        self.tensors = [*self.t.values(), *(self.start or {}).values()]
+
+    def __call__(self, weight: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
+        start = None if self.start is None else _like(self.start, tensors[len(self.t) :])
+        return weight + self.at.part.change(self.at, weight, _like(self.t, tensors), start)  # type: ignore[no-any-return]
+
+
+class Foldings:
+    """A weight with its changes, one after the other, as a function of their tensors."""
+
+    def __init__(self, each: list[Folding]):
+        self.each = each
+
+    def __call__(self, weight: Tensor, *tensors: Tensor) -> Tensor:
+        for f in self.each:
+            weight, tensors = f(weight, tensors[: len(f.tensors)]), tensors[len(f.tensors) :]
+        return weight
+
+
+def _like(t: T, tensors: tuple[Tensor, ...]) -> T:
+    made = T(zip(t, tensors))
+    made.layout, made.training, made.members = t.layout, t.training, t.members
+    return made
+
+
+def _dense(at: At) -> bool:
+    """Whether W + delta is the way to take on a long batch."""
+    part: Any = at.part
+    return (
+        isinstance(part, WeightEdit)
+        and part.delta is not None
+        and part.delta_bias is None
+        and part.before is None
+        and (part.folds or part.shortcut is None)
+        and not part.source.by_row
+        and not at.placed.members
+    )
 
 
 def _shortcut(at: At, ctx: Context, x: Tensor, y: Tensor) -> Tensor:
