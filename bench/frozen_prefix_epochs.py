@@ -39,7 +39,7 @@ def ours(model: Any, data: Any, method: Any, cache: str = "auto") -> Iterator[tu
 
     settings, head = Settings(epochs=1000, batch_size=32, cache=cache), head_for(model, data)
     adaptation = new_adaptation(method, model, data, settings, head, None)
-    job = Job(model, data, adaptation, settings, Processes(model.device), None, None, head, {}, False, None)
+    job = Job(model, data, adaptation, settings, Processes(model.device), None, None, head, {}, {}, False, None)
     with job:
         job.run.enter()
         with job.frozen_prefix():

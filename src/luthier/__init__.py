@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from luthier.estimator import Classifier, Regressor
     from luthier.host import stack
     from luthier.models.load import load
+    from luthier.streams.stream import stream
     from luthier.train.fit import fit
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "load_adaptation",
     "methods",
     "stack",
+    "stream",
 ]
 
 _HOMES = {
@@ -43,6 +45,7 @@ _HOMES = {
     "load": "luthier.models.load",
     "load_adaptation": "luthier.adaptations",
     "stack": "luthier.host",
+    "stream": "luthier.streams.stream",
 }
 _PACKAGES = ("compare", "data", "errors", "methods")
 _CALLS = {"compare": ("luthier.compare.compare", "compare"), "data": ("luthier.data.load", "load_data")}

@@ -184,7 +184,8 @@ class _Adapting(BaseEstimator):
 class Classifier(ClassifierMixin, _Adapting):
     """A classifier of texts, of pairs of texts, or of rows of numbers.
 
-    class_weights: rare classes count more. signal: "choices" or "t_few" ranks the labels' texts, with a model that writes.
+    class_weights: rare classes count more. signal: "choices" or "t_few" ranks the labels' texts, with a model that writes;
+    "infoprompt" adds InfoPrompt's terms to a soft prompt's loss.
     Fitted: `classes_`, `fitted_` (what `luthier.fit` returns: `.adaptation`, `.save(folder)`, `.metrics`).
     """
 

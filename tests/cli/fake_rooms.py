@@ -9,11 +9,18 @@ from typing import Any
 import numpy as np
 
 TASK = SimpleNamespace(
-    kind="classification", modality="text", labels=("no", "=1+1", "[/b]\x1b[31m"), input="text", label="label"
+    attributes=(),
+    kind="classification",
+    modality="text",
+    labels=("no", "=1+1", "[/b]\x1b[31m"),
+    input="text",
+    label="label",
 )
 
 
 class Rows:
+    attributes = histories = None
+
     def __init__(self, inputs: list[Any]):
         self.inputs = inputs
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from luthier import methods
-from luthier.cli.methods import carried, cell
+from luthier.cli.methods import by_choices, carried, cell
 
 
 def run(*arguments: str) -> str:
@@ -51,3 +51,14 @@ def test_cells_say_how_many_or_why_not():
     assert cell({"holds": 0, "not_applicable": {"no site": 3}}) == "no site"
     e = {"architectures": {"a": {"holds": 2, "not_applicable": {"no positions": 1}}}}
     assert carried(e) == "a 2 of 3 (no positions)"
+
+
+def test_every_method_is_listed_by_its_five_choices():
+    shown = run("--choices")
+    entries = methods.entries()
+    rows = {r[0]: r[1:] for r in by_choices(entries.values())}
+    assert set(rows) == set(entries) and all(all(r) for r in rows.values())
+    assert all(name in shown for name in ("deep_prompt", "selection", "signal"))
+    assert rows["deep_prompt"][0] == "deep tokens" and rows["prompt_tuning"][0] == "input tokens"
+    assert rows["p_tuning_v2"][0] == "keys and values" and rows["ntk_attention"][0] == "attention's output"
+    assert rows["dept"][0] == "input tokens + activation" and rows["ia3"][3] != "its own"

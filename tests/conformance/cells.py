@@ -18,18 +18,23 @@ from torch import Tensor, nn
 from luthier import methods
 from luthier.errors import LuthierError
 from luthier.host import Adaptation, Adapted, Part
+from luthier.host.adaptation import site_weight
 from luthier.host.applicable import Ability, Reason, why_not
 from luthier.host.calibrate import calibrate
+from luthier.host.places import WeightEdit
 from luthier.host.probe import reached
-from luthier.host.sites import Structure
+from luthier.host.sites import Structure, is_linear
 from luthier.host.structure import structure_of
 from luthier.methods.low_rank.lora import LoRA
+from luthier.signals.objectives import Objective
 from luthier.train.batches import Batches, Encoded
 from luthier.train.run import Recipe, Run, share_out
 from luthier.train.snapshot import own_randomness
 from tests.host import bed
 
 SMALL = 4
+MOST = 8.0
+"""The largest change of a weight, in norms of the weight: products of several random factors can come to hundreds."""
 ARCHITECTURES = tuple(bed.BASES)
 
 
@@ -77,7 +82,7 @@ def prototype(architecture: str) -> nn.Module:
     return bed.base(architecture)
 
 
-class Squares:
+class Squares(Objective):
     """An objective that any output has: squares of what is not padding."""
 
     def mean(self, out: Any, batch: Any) -> Tensor:
@@ -90,6 +95,17 @@ class Squares:
 
 def stacked(rows: list[dict[str, Tensor]], **_: Any) -> dict[str, Tensor]:
     return {k: torch.stack([r[k] for r in rows]) for k in rows[0]}
+
+
+@torch.no_grad()
+def beyond_measure(adaptation: Adaptation, base: nn.Module) -> bool:
+    """Whether a change of a weight is many times the weight, so that float32 would show only how it rounds."""
+    for at in adaptation.at():
+        if isinstance(at.part, WeightEdit) and at.part.delta and is_linear(base.get_submodule(at.site.path)):
+            weight: Any = site_weight(base, at.site)
+            if at.part.delta(weight, at.t(None)).norm() > MOST * weight.norm():
+                return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -128,8 +144,10 @@ class Cell:
         return copy.deepcopy(_begun(self, seed))
 
     def shaken(self, base: nn.Module, seed: int = 0, amount: float = 0.2) -> Adaptation:
-        """The same with every trained tensor moved away from its start."""
-        return bed.shaken(self.new(base, seed), amount, seed + 2)
+        """The same with every trained tensor moved away from its start, by less where a weight would change beyond measure."""
+        while beyond_measure(made := bed.shaken(self.new(base, seed), amount, seed + 2), base):
+            amount /= 2
+        return made
 
     def adapted(self, shake: bool = True, seed: int = 0) -> Adapted:
         """A base with the adaptation attached as "main"."""
@@ -151,6 +169,8 @@ class Cell:
         if model is None:
             model = Adapted(self.base())
             model.attach("main", copy.deepcopy(_fresh(self, seed)))
+        for name in self.part.companions:  # what its plan reads and does not train
+            model.attach(name, self.partner(model.base))
         x = self.batch(rows=8, seed=5)
         rows = [{k: v[i] for k, v in x.items()} for i in range(8)]
         import numpy as np

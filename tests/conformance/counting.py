@@ -3,7 +3,8 @@
 Names in it: options (a number of the same name in the layout first), lengths of lists in the layout; of a site `in`, `out`,
 `heads`, `head_dim`, `d` (= heads * head_dim), of a selective scan `inner` and `states`; of the part `tensors` (how many it reads there), `length` and `row` (rows of the first,
 as tokens, and numbers in one); of the model `width`, `blocks`, `sites`, `kinds` (sites that
-differ in more than numbers), `all`, `biases`, `norms`, `top(k)` (the last k blocks),
+differ in more than numbers), numbers of the layout, `min`, `divisor(n, k)` (the largest divisor of n up to k), `root(n)` (up to
+its square root), `all`, `biases`, `norms`, `top(k)` (the last k blocks),
 `narrow` (a side network's layers).
 """
 
@@ -60,20 +61,19 @@ def of_part(part: Any, placed: Any, structure: Structure) -> int:
             "width": tower[s.tower].width,
             "blocks": len(tower[s.tower].blocks),
         }
+        decided = {k: v for k, v in at.layout.items() if type(v) is int}
         wanted = [tuple(spec(w).shape) for w in part.tensors(s, at.layout).values()]
-        shared_out = {k: v for k, v in at.layout.items() if type(v) is int and k in names}
-        each_alike = len({len(w) for w in wanted}) == 1 or "tensors" not in expression
+        if "tensors" in expression:  # what it says of one tensor, summed over them
+            for shape in wanted:
+                length, row = size(part, "", shape)
+                total += value(
+                    expression, {**own, **names, **decided, "tensors": 1, "length": length, "row": row}
+                )
+            continue
         if wanted and len(wanted[0]) in (2, 3):
             length, row = size(part, "", wanted[0])
-            own |= {"tensors": len(wanted), "length": length, "row": row}
-        if each_alike:
-            total += value(expression, {**own, **names, **shared_out})
-            continue
-        for shape in wanted:  # of other shapes: the sum over them
-            length, row = size(part, "", shape)
-            total += value(
-                expression, {**own, **names, **shared_out, "tensors": 1, "length": length, "row": row}
-            )
+            own |= {"length": length, "row": row}
+        total += value(expression, {**own, **names, **decided})
     if getattr(placed, "network", None) is not None:  # one for every tower
         total *= len(structure.towers)
         total += sum(p.numel() for n in placed.network.values() for p in n.layers.parameters())
@@ -85,6 +85,9 @@ def of_model(structure: Structure, placed: Any) -> dict[str, Any]:
     owned = [(s, n, math.prod(shape)) for s in placed.sites for n, shape in s.parameters]
     last = {t.name: len(t.blocks) for t in structure.towers}
     return {
+        "min": min,
+        "divisor": lambda n, k: max(i for i in range(1, k + 1) if n % i == 0),
+        "root": lambda n: max(i for i in range(1, n + 1) if n % i == 0 and i * i <= n),
         "all": sum(n for _, _, n in owned),
         "biases": sum(n for _, name, n in owned if name == "bias" or name.endswith("_bias")),
         "norms": sum(n for s, _, n in owned if s.role.startswith("norm")),

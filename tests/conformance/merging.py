@@ -20,7 +20,8 @@ from tests.host import bed
 @property_of(Ability.MERGE)
 @torch.no_grad()
 def merged_equals_unmerged_and_unmerge_is_bitwise(cell: Cell) -> None:
-    """In float64, float32 and bfloat16, alone and with another; twice is refused."""
+    """In float64, float32 and bfloat16, alone and with another, and with so few tokens that no weight is folded on the way; twice is
+    refused."""
     for dtype, bound in ((torch.float64, 1e-9), (torch.float32, 1e-5), (torch.bfloat16, BF16_BOUND)):
         model = cell.adapted()
         model.attach("other", cell.partner(model.base))
@@ -30,10 +31,12 @@ def merged_equals_unmerged_and_unmerge_is_bitwise(cell: Cell) -> None:
             model.adaptations.to(dtype)
         before, parameters = values(model.base), dict(model.base.named_parameters())
         both = cell.result(model, x)
+        few = {k: v[:1] for k, v in x.items()}
         with model.using("main"):
-            alone = cell.result(model, x)
+            alone, alone_few = cell.result(model, x), cell.result(model, few)
             model.merge("main")
             bed.close(cell.result(model, x), alone, bound)
+            bed.close(cell.result(model, few), alone_few, bound)
             with pytest.raises(OptionError, match="merged already"):
                 model.merge("main")
         bed.close(cell.result(model, x), both, 2 * bound)  # the bound is of one adaptation

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from luthier.convert import from_peft, to_peft
 from luthier.errors import FileFormatError, ModelError, OptionError
-from luthier.host import Adaptation, files
+from luthier.host import Adaptation, Adapted, files
 from luthier.methods.low_rank.lora import LoRA
 from luthier.methods.prefixes.p_tuning_v2 import PTuningV2
 from luthier.methods.scaling.ia3 import IA3
@@ -33,11 +33,10 @@ def configs(name):
         "ia3": peft.IA3Config(**kind),
         "prompt": peft.PromptTuningConfig(num_virtual_tokens=3, **kind),
     }
-    if name != "t5":
-        made["prefix"] = peft.PrefixTuningConfig(num_virtual_tokens=3, **kind)
-        made["prefix-mlp"] = peft.PrefixTuningConfig(
-            num_virtual_tokens=4, prefix_projection=True, encoder_hidden_size=16, **kind
-        )
+    made["prefix"] = peft.PrefixTuningConfig(num_virtual_tokens=3, **kind)
+    made["prefix-mlp"] = peft.PrefixTuningConfig(
+        num_virtual_tokens=4, prefix_projection=True, encoder_hidden_size=16, **kind
+    )
     return made
 
 
@@ -216,11 +215,53 @@ def test_keys_that_are_off_or_decide_nothing_pass(tmp_path):
     same("bert", ours(from_peft(tmp_path / "a", bed.base("bert")), "bert"), theirs(model, "bert"))
 
 
-def test_a_prefix_of_an_encoder_decoder_is_refused(tmp_path):
+def test_a_prefix_of_an_encoder_decoder_is_no_decoders(tmp_path):
     model = wrapped("t5", peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="SEQ_2_SEQ_LM"))
     model.save_pretrained(str(tmp_path / "a"))
-    with pytest.raises(FileFormatError, match=r"encoder-decoder.*Use LoRA or \(IA\)3"):
-        from_peft(tmp_path / "a", bed.base("t5"))
+    with pytest.raises(FileFormatError, match=r"num_transformer_submodules=2.*another base"):
+        from_peft(tmp_path / "a", bed.base("llama"))
+
+
+def test_of_a_decoder_with_an_even_number_of_blocks_peft_reads_half_of_a_prefix(tmp_path):
+    def model():
+        torch.manual_seed(0)
+        made = bed.t5(blocks=2).eval()
+        made._prepare_encoder_decoder_kwargs_for_generation = None
+        return made
+
+    theirs = peft.get_peft_model(
+        model(), peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="SEQ_2_SEQ_LM")
+    ).eval()
+    theirs.save_pretrained(str(tmp_path / "a"))
+    base, x = model(), batch("t5")
+    made, adapted = from_peft(tmp_path / "a", base), Adapted(base)
+    with adapted.attached(made), torch.no_grad():
+        bed.close(adapted(x).logits, theirs(**x).logits, 1e-5)
+    first, second = made.at()[:2]
+    assert torch.equal(first.values["K"], second.values["K"])  # both blocks have the first pair
+    to_peft(made, base, tmp_path / "b")
+    with torch.no_grad():
+        second.values["K"] += 1
+    with pytest.raises(ModelError, match=r"two blocks.*the same prefix"):
+        to_peft(made, base, tmp_path / "c")
+
+
+def test_what_a_t5_writes_under_a_prefix_in_front_is_what_it_says_without_a_cache():
+    model = bed.adapted(PTuningV2(length=3, positions="front"), "t5")
+    read = {k: v for k, v in batch("t5").items() if k != "decoder_input_ids"}
+    with torch.no_grad():
+        written = model.generate(**read, max_new_tokens=6, do_sample=False)
+        for n in range(1, written.shape[1]):
+            said = model({**read, "decoder_input_ids": written[:, :n]}).logits[:, -1].argmax(-1)
+            assert torch.equal(said, written[:, n])
+        plain = bed.adapted(PTuningV2(length=3), "t5")({**read, "decoder_input_ids": written}).logits
+        front = model({**read, "decoder_input_ids": written}).logits
+    assert (plain - front).abs().max() > 1e-2  # the bias is there
+
+
+def test_a_prefix_in_front_needs_a_bias_by_distance():
+    with pytest.raises(ModelError, match=r"biased by distance.*positions='own'"):
+        bed.adapted(PTuningV2(length=3, positions="front"), "llama")
 
 
 def test_a_prefix_is_refused_within_a_window(tmp_path):

@@ -36,7 +36,8 @@ TABLE = ("bert", "gpt2")
 
 
 def methods(name):
-    positions = "after" if name in TABLE else "own"
+    positions = "front" if name == "t5" else "after" if name in TABLE else "own"
+    where = "decoder:attention" if name == "t5" else "attention"
     made = {
         "lora": LoRA(rank=4),
         "lora-everywhere": LoRA(rank=3, alpha=5, targets=LINEAR),
@@ -45,9 +46,8 @@ def methods(name):
         "scaled-values": ScaledOutputs(targets="attention.value[0,2]"),
         "prompt": PromptTuning(length=3),
     }
-    if name != "t5":
-        made["prefix"] = PTuningV2(length=3, positions=positions)
-        made["prefix-mlp"] = PTuningV2(length=5, reparameterise=True, positions=positions)
+    made["prefix"] = PTuningV2(length=3, positions=positions, targets=where)
+    made["prefix-mlp"] = PTuningV2(length=5, reparameterise=True, positions=positions, targets=where)
     return made
 
 
@@ -179,7 +179,8 @@ def test_half_precision_bases_take_the_adapter(tmp_path):
         ("bert", lambda a: fresh("bert", PromptTuning(length=2)) + fresh("bert", PromptTuning(length=2)), "no additive effect"),
         ("bert", lambda a: fresh("bert", PTuningV2(length=3)), "positions='after'"),
         ("llama", lambda a: fresh("llama", PTuningV2(length=3, targets="attention[1:]")), "all 3 layers"),
-        ("t5", lambda a: fresh("t5", PTuningV2(length=3)), "not one tower"),
+        ("t5", lambda a: fresh("t5", PTuningV2(length=3, positions="front")), "all 3 layers"),
+        ("t5", lambda a: fresh("t5", PTuningV2(length=3, targets="decoder:attention")), "positions='front'"),
         ("t5", lambda a: fresh("t5", PromptTuning(length=3, targets="decoder.embedding")), "embedding"),
         ("vit", lambda a: fresh("vit", PromptTuning(length=3)), "embedded text"),
     ],

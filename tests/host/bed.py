@@ -65,9 +65,9 @@ def gpt2() -> nn.Module:
     return tr.GPT2LMHeadModel(config)
 
 
-def t5() -> nn.Module:
+def t5(blocks: int = 3) -> nn.Module:
     config = tr.T5Config(
-        vocab_size=VOCABULARY, d_model=WIDTH, d_kv=8, d_ff=64, num_layers=3, num_heads=4,
+        vocab_size=VOCABULARY, d_model=WIDTH, d_kv=8, d_ff=64, num_layers=blocks, num_heads=4,
         feed_forward_proj="gated-gelu", decoder_start_token_id=0, initializer_factor=1.0, pad_token_id=0,
         eos_token_id=None, dropout_rate=0.0,
     )  # fmt: skip

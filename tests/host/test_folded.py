@@ -49,11 +49,11 @@ def test_gradients_equal_plain_autograd(shape, start, monkeypatch) -> None:
     model = attached(**({"start": start} if start else {}))
     x = torch.randn(shape, dtype=torch.float64)
     calls = []
-    real = weight_place.remade
-    monkeypatch.setattr(weight_place, "remade", lambda *a: (calls.append(1), real(*a))[1])
+    real = weight_place.folded
+    monkeypatch.setattr(weight_place, "folded", lambda *a: (calls.append(1), real(*a))[1])
     got = gradients(model, x)
     assert len(calls) == 3
-    monkeypatch.setattr(weight_place, "remade", lambda *a: None)
+    monkeypatch.setattr(weight_place, "_folded", lambda *a: None)
     for a, b in zip(got, gradients(model, x), strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 
@@ -71,7 +71,7 @@ def test_no_changed_weight_is_kept_for_backward(monkeypatch) -> None:
 
     try:
         assert kept() == 0
-        monkeypatch.setattr(weight_place, "remade", lambda *a: None)
+        monkeypatch.setattr(weight_place, "_folded", lambda *a: None)
         assert kept() >= 64 * 64 * 4
     finally:
         CURRENT.reset(token)

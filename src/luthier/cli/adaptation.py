@@ -29,3 +29,11 @@ def open_any(directory: str, model: str | None, device: str, dtype: str) -> tupl
 
     base = load(source, device=device, dtype=dtype)
     return load_adaptation(directory, base), base
+
+
+def open_all(directories: list[str], model: str | None, device: str, dtype: str) -> tuple[list[Any], Any]:
+    """Several adaptations of one base, and the base, which the first one's card names where the user does not."""
+    from luthier.adaptations import load_adaptation
+
+    first, base = open_any(directories[0], model, device, dtype)
+    return [first, *(load_adaptation(folder, base) for folder in directories[1:])], base

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from luthier.cli import options
+
 
 def compare(
     model: Annotated[str, typer.Option("--model", help="builtin:NAME, a local folder, or a hub name.")],
@@ -36,20 +38,11 @@ def compare(
             "--grid/--no-grid", help="Try three learning rates for every method, chosen on validation."
         ),
     ] = True,
-    input: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input", help="Column of the input; for pairs of texts, two: --input a --input b or a,b."
-        ),
-    ] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Column of the label or target.")] = None,
-    kind: Annotated[
-        str | None,
-        typer.Option(
-            "--kind",
-            help="classification, multilabel, regression, text2text or tagging, when it cannot be guessed.",
-        ),
-    ] = None,
+    input: options.Input = None,
+    label: options.Label = None,
+    attribute: options.Attribute = None,
+    history: options.History = None,
+    kind: options.Kind = None,
     test: Annotated[
         str | None, typer.Option("--test", help="A file of test rows; else a part is split off.")
     ] = None,
@@ -110,7 +103,12 @@ def compare(
     from luthier.train.launched import speaks
 
     columns = _columns(input)
-    rows = load_data(data, seed=seed, limit=limit, **_given(input=columns, label=label, kind=kind, test=test))
+    rows = load_data(
+        data,
+        seed=seed,
+        limit=limit,
+        **_given(input=columns, label=label, attributes=attribute, history=history, kind=kind, test=test),
+    )
     if train_rows is not None:
         rows = rows.limit(train=train_rows)
     made = compare(

@@ -12,7 +12,7 @@ from luthier.cli.show import as_json, figure, note, table
 
 
 def evaluate(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="A run folder or an adaptation's folder.")],
+    directory: options.Directory,
     data: options.Data,
     part: Annotated[
         str | None, typer.Option("--part", help="train, validation or test; else test where there is one.")
@@ -20,6 +20,7 @@ def evaluate(
     model: options.Base = None,
     input: options.Input = None,
     label: options.Label = None,
+    history: options.History = None,
     limit: options.Limit = None,
     batch_size: options.Batch = None,
     device: options.Device = "auto",
@@ -36,7 +37,10 @@ def evaluate(
     from luthier.data.load import load_split
 
     rows = load_split(
-        data, fitted.task, part=part, **options.given(input=options.columns(input), label=label)
+        data,
+        fitted.task,
+        part=part,
+        **options.given(input=options.columns(input), label=label, history=history),
     )
     rows = options.first(rows, limit)
     scores = fitted.score(rows, **options.given(batch_size=batch_size))

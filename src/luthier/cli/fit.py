@@ -19,8 +19,18 @@ def fit(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE...", help="Options of the method: --set rank=4 alpha=8."),
     ] = None,
+    companion: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--companion",
+            metavar="NAME=DIR",
+            help="An adaptation that the method reads: --companion teacher=DIR.",
+        ),
+    ] = None,
     input: options.Input = None,
     label: options.Label = None,
+    attribute: options.Attribute = None,
+    history: options.History = None,
     kind: options.Kind = None,
     test: Annotated[
         str | None, typer.Option("--test", help="A file of test rows; else a part is split off.")
@@ -53,7 +63,15 @@ def fit(
         typer.Option(
             "--signal",
             help="auto: a linear head. For classification with a model that writes: choices ranks the labels as its answers, "
-            "t_few does with T-Few's losses.",
+            "t_few does with T-Few's losses. infoprompt adds InfoPrompt's terms to a soft prompt's loss. Options stand behind "
+            "the name: 'infoprompt head=0 representation=0.5'.",
+        ),
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            "--after",
+            help="The folder of an adaptation or a run, on this model, to begin with: of the same method, or of equal sizes.",
         ),
     ] = None,
     cache: Annotated[
@@ -82,15 +100,24 @@ def fit(
     from luthier.data.load import load_data
     from luthier.models.load import load
     from luthier.train.fit import fit
+    from luthier.train.fitted import load_fitted
 
     rows = load_data(
         data,
-        **options.given(input=options.columns(input), label=label, kind=kind, test=test),
+        **options.given(
+            input=options.columns(input),
+            label=label,
+            attributes=attribute,
+            history=history,
+            kind=kind,
+            test=test,
+        ),
         seed=seed,
         limit=limit,
     )
     base = load(model, device=device, dtype=dtype)
     wanted = options.given(
+        after=load_fitted(after, base) if after is not None else None,
         epochs=epochs,
         steps=steps,
         batch_size=batch_size,
@@ -101,6 +128,11 @@ def fit(
         signal=signal,
         cache=None if cache else "off",
     )
+    if companion:
+        from luthier.adaptations import load_adaptation
+
+        named = options.pairs(companion, "--companion", "teacher=DIR")
+        wanted["companions"] = {name: load_adaptation(folder, base) for name, folder in named.items()}
     fitted = fit(
         base,
         rows,
@@ -125,4 +157,5 @@ def fit(
         if figures := fitted.metrics.get(split):
             line(f"{split}: " + ", ".join(f"{k} {figure(v)}" for k, v in figures.items()))
     line(f"trained numbers: {figure(fitted.metrics.get('parameters', 0))}")
-    note(f'Written to {out}. Try: luthier predict {out} --text "..."')
+    controls = " --control LABEL" * len(fitted.task.attributes)
+    note(f'Written to {out}. Try: luthier predict {out} --text "..."{controls}')

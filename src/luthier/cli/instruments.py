@@ -8,6 +8,7 @@ import typer
 
 from luthier.cli import options
 from luthier.cli.show import as_json, figure, note, table
+from luthier.errors import OptionError
 
 app = typer.Typer(
     help="Analyses of a model and of how it trains on your data.",
@@ -21,13 +22,15 @@ Rows = Annotated[int, typer.Option("--rows", min=1, help="How many rows to look 
 Seed = Annotated[int, typer.Option("--seed", help="What is drawn, and the order of batches.")]
 
 
-def opened(model: str, data: str, input: list[str] | None, label: str | None, device: str) -> tuple[Any, Any]:
+def opened(
+    model: str, data: str, input: list[str] | None, label: str | None, device: str, limit: int | None = None
+) -> tuple[Any, Any]:
     """The model and the data of a command."""
     from luthier.data.load import load_data
     from luthier.models.load import load
 
     loaded = load(model, device=device)
-    return loaded, load_data(data, **options.given(input=options.columns(input), label=label))
+    return loaded, load_data(data, **options.given(input=options.columns(input), label=label, limit=limit))
 
 
 @app.command("lyapunov")
@@ -209,3 +212,259 @@ def prefix(
     head = ["method", "numbers", *(f"{found.metric}, seed {s}" for s in found.prefix)]
     table(head, lines, numbers=range(1, len(head)))
     note(f"{found.verdict} (a prefix may lack {margin:g})")
+
+
+@app.command("transferability")
+def transferability(
+    target: Annotated[
+        str, typer.Option("--target", help="A plain prompt that was trained on this data: a run folder.")
+    ],
+    data: options.Data,
+    directories: Annotated[
+        list[str], typer.Argument(metavar="DIR...", help="Prompts of source tasks: run folders.")
+    ],
+    rows: Rows = 128,
+    model: options.Base = None,
+    input: options.Input = None,
+    label: options.Label = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """Which trained prompt to transfer from: how near each source is to your task, as PANDA measures it.
+
+    luthier instruments transferability run-a/ run-b/ --target run-mine/ --data reviews.csv
+    """
+    from luthier.cli.adaptation import open_all
+    from luthier.data.load import load_data
+    from luthier.instruments.transferability import transferability as measured
+
+    (mine, *others), base = open_all([target, *directories], model, device, "auto")
+    read = load_data(data, **options.given(input=options.columns(input), label=label))
+    note(f"{len(directories) + 1} prompts over {min(rows, len(read.train))} rows")
+    named = dict(zip(directories, others, strict=True))
+    found = measured(base, read, mine, named, rows=rows)
+    ordered = sorted(found.items(), key=lambda pair: -pair[1].similarity)
+    if json:
+        as_json(
+            [{"source": n, "similarity": t.similarity, "prompt_cosine": t.prompt_cosine} for n, t in ordered]
+        )
+        return
+    lines = [
+        [n, figure(t.similarity), "" if t.prompt_cosine is None else figure(t.prompt_cosine)]
+        for n, t in ordered
+    ]
+    table(["source", "similarity", "cosine of the prompts"], lines, numbers=[1, 2])
+    note(
+        "similarity is what --method panda takes as transfer=...; at 0 or below there is nothing to learn from a source"
+    )
+
+
+@app.command("transfer")
+def transfer(
+    model: options.Model,
+    data: options.Data,
+    target: Annotated[
+        list[str],
+        typer.Option("--target", metavar="NAME=DATA", help="Rows in another language; may be given again."),
+    ],
+    distance: Annotated[
+        list[str] | None,
+        typer.Option("--distance", metavar="NAME=NUMBER", help="How far it is; else by its characters."),
+    ] = None,
+    lengths: Annotated[str, typer.Option("--lengths", help="Prompt tokens, joined by commas.")] = "1,5,10,50",
+    mlp: Annotated[bool, typer.Option("--mlp/--no-mlp", help="Also prompts through an MLP.")] = True,
+    along: Annotated[
+        bool, typer.Option("--model-too/--frozen-only", help="Also train the model along with the prompt.")
+    ] = True,
+    model_rate: Annotated[
+        float, typer.Option("--model-rate", min=0, help="Learning rate of the model's parameters.")
+    ] = 5e-5,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many.")] = 1,
+    grid: Annotated[
+        bool,
+        typer.Option("--grid/--no-grid", help="Try three rates, chosen on the source's validation rows."),
+    ] = True,
+    train_rows: Annotated[
+        int | None, typer.Option("--train-rows", min=1, help="Train on the first rows only: few-shot.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Of each run; else 3 epochs.")] = None,
+    signal: Annotated[
+        str | None,
+        typer.Option("--signal", help="auto: a head; else a model that writes ranks the labels (choices)."),
+    ] = None,
+    batch_size: options.Batch = None,
+    input: options.Input = None,
+    label: options.Label = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """What crosses languages: a prompt trained in one, scored in others, by length and by what trains with it.
+
+    luthier instruments transfer --model bloom --data en.csv --target sw=sw.csv --target de=de.csv --train-rows 80
+    """
+    from luthier.data.load import load_split
+    from luthier.instruments import transfer as study
+
+    wanted = numbers("--lengths", lengths)
+    known = {
+        name: number("--distance", value)
+        for name, value in options.pairs(distance, "--distance", "sw=0.7").items()
+    }
+    loaded, rows = opened(model, data, input, label, device)
+    rows = rows.limit(train=train_rows)
+    targets = {
+        name: load_split(source, rows.task)
+        for name, source in options.pairs(target, "--target", "sw=sw.csv").items()
+    }
+    found = study.transfer(
+        loaded,
+        rows,
+        targets,
+        lengths=wanted,
+        reparameterise=(False, True) if mlp else (False,),
+        frozen=(True, False) if along else (True,),
+        model_rate=model_rate,
+        seeds=range(seeds),
+        rates=study.RATES if grid else (1.0,),
+        known=known,
+        progress=None if quiet else note,
+        **options.given(steps=steps, batch_size=batch_size, signal=signal),
+    )
+    if json:
+        as_json(found.card())
+        return
+    far = sorted(found.distances, key=found.distances.__getitem__)
+    head = ["prompt", "trains", "keeps", study.SOURCE, *(f"{n} ({found.distances[n]:.2f})" for n in far)]
+    lines = [
+        [arm.name, f"{arm.trained:,}", f"{arm.kept:,}", *(figure(arm.mean(n)) for n in (study.SOURCE, *far))]
+        for arm in found.arms
+    ]
+    table(head, lines, numbers=range(1, len(head)))
+    note(f"{found.metric}, mean of {seeds} seeds; languages by their distance to the source, in brackets")
+
+
+@app.command("languages")
+def languages(
+    written: Annotated[
+        str, typer.Option("--written", help="What was written: predictions.jsonl of a run, or a .txt.")
+    ],
+    texts: Annotated[
+        list[str],
+        typer.Option(
+            "--texts", metavar="LANGUAGE=FILE", help="Texts to know a language by; two languages at least."
+        ),
+    ],
+    column: Annotated[
+        str | None, typer.Option("--column", help="Of --written; else predicted, prediction or text.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """In which language a model writes: the share of its outputs in each. Tuned on one language, models forget others.
+
+    luthier instruments languages --written run/predictions.jsonl --texts en=en.txt --texts sw=sw.txt
+    """
+    from luthier.data.unlabelled import read_texts
+    from luthier.instruments.languages import Identifier
+
+    known = options.pairs(texts, "--texts", "sw=sw.txt")
+    identifier = Identifier({name: read_texts(path) for name, path in known.items()})
+    outputs = read_texts(written, column)
+    shares = {name: identifier.share(outputs, name) for name in known}
+    if json:
+        as_json({"rows": len(outputs), "shares": shares})
+        return
+    table(["language", "share of outputs"], [[n, figure(v)] for n, v in shares.items()], numbers=[1])
+    note(f"{len(outputs):,} outputs, each in the language that its characters make likeliest")
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """Whole numbers from 1, joined by commas. OptionError that names the option."""
+    try:
+        found = [int(each) for each in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise OptionError(f"{option} {text[:60]!r}: give whole numbers from 1, joined by commas.")
+    return found
+
+
+def number(option: str, text: str) -> float:
+    """A number from 0. OptionError that names the option."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise OptionError(f"{option} {text[:60]!r}: give a number from 0.")
+    return found
+
+
+@app.command("waywardness")
+def waywardness(
+    model: options.Model,
+    data: options.Data,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", help="A text to hold prompts near; several times for several."),
+    ] = None,
+    texts: Annotated[int, typer.Option("--texts", min=1, help="Without --text: so many random ones.")] = 3,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=1, help="Of a random text: the prompt's length.")
+    ] = 8,
+    gamma: Annotated[
+        list[float] | None,
+        typer.Option("--gamma", min=0, help="Weight of the distance to the text; several times for several."),
+    ] = None,
+    most: Annotated[float, typer.Option("--most", min=0, help="What a wayward prompt may lose.")] = 0.05,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Of each run; else 3 epochs.")] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0, help="Learning rate; else the method's own.")
+    ] = None,
+    signal: Annotated[
+        str | None, typer.Option("--signal", help="As of fit: choices ranks the labels as answers.")
+    ] = None,
+    seed: Seed = 0,
+    batch_size: options.Batch = None,
+    limit: options.Limit = None,
+    input: options.Input = None,
+    label: options.Label = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """How little the words nearest to a soft prompt can be trusted: can a good prompt be had near any text?
+
+    luthier instruments waywardness --model builtin:llama --data reviews.csv --signal choices --text "write the answer twice"
+    """
+    from dataclasses import asdict
+
+    from luthier.instruments.waywardness import GAMMAS, TRUST, random_texts
+    from luthier.instruments.waywardness import waywardness as walk
+
+    loaded, rows = opened(model, data, input, label, device, limit)
+    chosen = text or random_texts(loaded, texts, tokens, seed)
+    wanted = options.given(steps=steps, rate=rate, signal=signal, batch_size=batch_size)
+    say = (lambda said: None) if quiet else note
+    found = walk(loaded, rows, chosen, gammas=gamma or GAMMAS, say=say, seed=seed, **wanted)
+    best = found.wayward(most)
+    if json:
+        points = [asdict(p) for p in found.points]
+        as_json({"metric": found.metric, "wayward_gamma": best, "points": points})
+        return
+    head = ["gamma", "text", "projection", "F1", found.metric, "of the projection", "of the start"]
+    lines = [
+        [
+            figure(p.gamma),
+            p.text,
+            p.projected,
+            *(figure(v) for v in (p.f1, p.score, p.projected_score, p.start_score)),
+        ]
+        for p in found.points
+    ]
+    table(head, lines, numbers=[0, 3, 4, 5, 6])
+    note(
+        f"with gamma {best:g} prompts read as these texts and lose at most {most:g}: the words near a prompt say nothing of it"
+        if best is not None
+        else f"no gamma gives prompts that read as these texts (F1 above {TRUST:g}) and lose at most {most:g}"
+    )

@@ -10,7 +10,21 @@ from typing import Annotated, Any
 import typer
 
 from luthier import __version__
-from luthier.cli import convert, evaluate, fit, instruments, methods, predict, sites, testbed
+from luthier.cli import (
+    convert,
+    cut,
+    evaluate,
+    fit,
+    instruments,
+    meta,
+    methods,
+    mix,
+    predict,
+    prompts,
+    sites,
+    testbed,
+)
+from luthier.cli import stream as streams
 from luthier.errors import LuthierError
 
 HELP = (
@@ -43,13 +57,18 @@ def every_command(
 
 
 app.command("fit")(fit.fit)
+app.command("stream")(streams.stream)
+app.command("meta")(meta.meta)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("mix")(mix.mix)
 app.command("convert")(convert.convert)
+app.command("cut")(cut.cut)
 app.command("methods")(methods.methods)
 app.command("sites")(sites.sites)
 app.add_typer(testbed.app, name="testbed")
 app.add_typer(instruments.app, name="instruments")
+app.add_typer(prompts.app, name="prompts")
 
 
 def _add_rooms() -> None:

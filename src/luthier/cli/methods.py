@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -18,11 +19,18 @@ def methods(
         bool,
         typer.Option("--matrix", help="Methods by architectures: how many tested properties apply and hold."),
     ] = False,
+    choices: Annotated[
+        bool,
+        typer.Option(
+            "--choices", help="Methods by the five choices: carrier, source, start, selection, signal."
+        ),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """List the methods, or say all about one.
 
     luthier methods lora
+    luthier methods --choices
     luthier methods --matrix
     """
     from luthier import methods as room
@@ -34,6 +42,11 @@ def methods(
         as_json(list(room.entries().values()))
     elif matrix:
         across([e for e in room.entries().values() if e["architectures"]])
+    elif choices:
+        table(
+            ["method", "carrier", "source", "start", "selection", "signal"],
+            by_choices(room.entries().values()),
+        )
     else:
         entries = sorted(room.entries().values(), key=lambda e: (e["place"], e["name"]))
         table(
@@ -43,7 +56,17 @@ def methods(
                 for e in entries
             ],
         )
-        note(f"{len(entries)} methods. All about one: luthier methods NAME")
+        note(
+            f"{len(entries)} methods. All about one: luthier methods NAME. All by their choices: luthier methods --choices"
+        )
+
+
+def by_choices(entries: Iterable[dict[str, Any]]) -> list[list[str]]:
+    """A row for each method: its name and its five choices."""
+    return [
+        [e["name"], e["carrier"], e["source"], e["start"], e["targets"] or "its own", e["signal"]]
+        for e in sorted(entries, key=lambda e: (e["carrier"], e["name"]))
+    ]
 
 
 def across(entries: list[dict[str, Any]]) -> None:
@@ -84,6 +107,7 @@ def describe(e: dict[str, Any]) -> None:
     yes = {True: "yes", False: "no"}
     choices = [
         ("place", e["place"]),
+        ("carrier", e["carrier"]),
         ("source", e["source"]),
         ("start", e["start"] + (" (outputs begin as the base's)" if e["identity_start"] else "")),
         ("selection", e["targets"] or "its own"),

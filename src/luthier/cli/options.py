@@ -21,6 +21,20 @@ Input = Annotated[
     typer.Option("--input", help="Column of the input; for pairs of texts, two: --input a --input b or a,b."),
 ]
 Label = Annotated[str | None, typer.Option("--label", help="Column of the label or target.")]
+Attribute = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--attribute",
+        help="Column of a label that the adaptation is told with every row (a control, a language); may be given again.",
+    ),
+]
+History = Annotated[
+    str | None,
+    typer.Option(
+        "--history",
+        help="Column of histories: lists of texts, oldest first (CSV: JSON lists), for methods that read one.",
+    ),
+]
 Kind = Annotated[
     str | None,
     typer.Option(
@@ -29,6 +43,7 @@ Kind = Annotated[
     ),
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first rows.")]
+Directory = Annotated[str, typer.Argument(metavar="DIR", help="A run folder or an adaptation's folder.")]
 Base = Annotated[
     str | None,
     typer.Option("--model", help="The base model, where the adaptation's card names no embedded one."),
@@ -55,15 +70,15 @@ def columns(input: list[str] | None) -> str | tuple[str, str] | None:
     return names[0] if len(names) == 1 else (names[0].strip(), names[1].strip())
 
 
-def pairs(items: list[str] | None) -> dict[str, str]:
-    """`key=value` items as a dict. Raises OptionError for another form, and for a key given twice."""
+def pairs(items: list[str] | None, option: str = "--set", example: str = "rank=4") -> dict[str, str]:
+    """`key=value` items of an option as a dict. Raises OptionError for another form, and for a key given twice."""
     found: dict[str, str] = {}
     for item in items or []:
         key, equals, value = item.partition("=")
         if not equals or not key:
-            raise OptionError(f"--set takes pairs such as rank=4; {item!r} is none.")
+            raise OptionError(f"{option} takes pairs such as {example}; {item!r} is none.")
         if key in found:
-            raise OptionError(f"--set gives {key!r} twice: {found[key]!r} and {value!r}.")
+            raise OptionError(f"{option} gives {key!r} twice: {found[key]!r} and {value!r}.")
         found[key] = value
     return found
 

@@ -19,7 +19,7 @@ SHOWN = 50
 
 
 def predict(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="A run folder or an adaptation's folder.")],
+    directory: options.Directory,
     data: Annotated[
         str | None, typer.Option("--data", help="Rows to predict, with or without labels.")
     ] = None,
@@ -31,10 +31,18 @@ def predict(
         ),
     ] = None,
     out: Annotated[str | None, typer.Option("--out", help="File to write: .csv or .jsonl.")] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--control",
+            help="The label that the adaptation is told with every row; again for a second attribute. Else --data's own columns.",
+        ),
+    ] = None,
     top: Annotated[int | None, typer.Option("--top", min=1, help="Only the most probable labels.")] = None,
     part: Annotated[str | None, typer.Option("--part", help="train, validation or test of --data.")] = None,
     model: options.Base = None,
     input: options.Input = None,
+    history: options.History = None,
     limit: options.Limit = None,
     batch_size: options.Batch = None,
     device: options.Device = "auto",
@@ -54,16 +62,27 @@ def predict(
     # Read before the model is loaded: a missing text should not cost that wait.
     texts = None if data is not None else text or lines_of(sys.stdin)
     fitted = open_adaptation(directory, model, device, dtype)
+    from luthier.data.split import Split, controlled
+
     if data is not None:
         from luthier.data.load import load_split
 
         rows = load_split(
-            data, fitted.task, part=part, labelled=False, **options.given(input=options.columns(input))
+            data,
+            fitted.task,
+            part=part,
+            labelled=False,
+            **options.given(
+                input=options.columns(input), attributes=() if control else None, history=history
+            ),
         )
-        inputs = options.first(rows, limit).inputs
+        rows = options.first(rows, limit)
     else:
-        inputs = as_inputs(texts or [], fitted.task)[:limit]
-    records = predictions(fitted, inputs, top, **options.given(batch_size=batch_size))
+        rows = Split(as_inputs(texts or [], fitted.task)[:limit])
+    if control:
+        rows = controlled(rows, control)
+    told = rows.attributes is not None or rows.histories is not None
+    records = predictions(fitted, rows if told else rows.inputs, top, **options.given(batch_size=batch_size))
     if out is not None:
         WRITERS[Path(out).suffix.lower()](Path(out), records)
         note(f"{len(records):,} predictions written to {out}")
@@ -100,13 +119,13 @@ def as_inputs(texts: list[str], task: Any) -> list[Any]:
     return pairs
 
 
-def predictions(fitted: Any, inputs: Any, top: int | None, **settings: Any) -> list[dict[str, Any]]:
-    """One record per row: its number, its text, the prediction, and probabilities, the likeliest first."""
+def predictions(fitted: Any, rows: Any, top: int | None, **settings: Any) -> list[dict[str, Any]]:
+    """One record per row of a split, or per input: its number, its text, the prediction, and probabilities, the likeliest first."""
     task = fitted.task
     records = []
     probable = task.kind in ("classification", "multilabel", "tagging")
-    found = fitted.predict_proba(inputs, **settings) if probable else fitted.predict(inputs, **settings)
-    for number, (row, answer) in enumerate(zip(inputs, found), 1):
+    found = fitted.predict_proba(rows, **settings) if probable else fitted.predict(rows, **settings)
+    for number, (row, answer) in enumerate(zip(getattr(rows, "inputs", rows), found), 1):
         record: dict[str, Any] = {"row": number}
         if task.modality == "text":
             record["input"] = row

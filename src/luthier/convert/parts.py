@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import ModelError
-from luthier.host.part import Part, T
+from luthier.host.part import Part
 from luthier.host.placed import Placed
 from luthier.host.sites import Site
 
@@ -38,16 +38,13 @@ class Piece:
                 f"{self.part.name}: its numbers depend on each row ({source.name}), which peft's layout can't hold. Keep it in luthier's."
             )
         try:
-            ready = source.prepare(self.part, T(placed.common), placed.wanted(), None)  # type: ignore[arg-type]
+            ready = placed.prepare(None)
             out: list[tuple[Site, Mapping[str, Tensor]]] = []
             for at in placed.ats():
                 values = at.anchor if anchor else at.values
                 if anchor and not len(values):
                     continue
-                raw = T(placed.common)
-                raw.update(values)
-                raw.layout = at.layout
-                out.append((at.site, dict(source.make(self.part, at.site, raw, None, ready))))
+                out.append((at.site, dict(at.made(None, ready, values))))
         except AttributeError:
             raise ModelError(
                 f"{self.part.name}: its numbers are made from the input ({source.name}), which peft's layout can't hold. Keep it in luthier's."

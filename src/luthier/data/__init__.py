@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from luthier.data.load import load_data, load_split
-    from luthier.data.split import Data, Split, class_weights
+    from luthier.data.split import Data, Split, class_weights, controlled
     from luthier.data.task import Task
 
-__all__ = ["Data", "Split", "Task", "class_weights", "load_data", "load_split"]
+__all__ = ["Data", "Split", "Task", "class_weights", "controlled", "load_data", "load_split"]
 
 _HOMES = {
     "Data": "split",
     "Split": "split",
     "Task": "task",
     "class_weights": "split",
+    "controlled": "split",
     "load_data": "load",
     "load_split": "load",
 }

@@ -22,6 +22,15 @@ def keys(inputs: Any) -> list[Hashable]:
     return [tuple(map(_same, row)) if isinstance(row, tuple) else _same(row) for row in inputs]
 
 
+def keys_of(split: Split) -> list[Hashable]:
+    """One key a row of a split, its history counted in."""
+    if split.histories is None:
+        return keys(split.inputs)
+    return [
+        (key, tuple(map(_same, own))) for key, own in zip(keys(split.inputs), split.histories, strict=True)
+    ]
+
+
 def _same(text: str) -> str:
     return " ".join(text.casefold().split())
 
@@ -29,11 +38,11 @@ def _same(text: str) -> str:
 def notes(data: Data) -> list[str]:
     """One line for each finding, none where there is nothing to say."""
     found = [*_copies(data.train, data.task.kind in ("classification", "multilabel")), *_balance(data)]
-    seen = {key: row for row, key in reversed(list(enumerate(keys(data.train.inputs))))}
+    seen = {key: row for row, key in reversed(list(enumerate(keys_of(data.train))))}
     for name in ("validation", "test"):
         part = getattr(data, name)
         if part is not None:
-            rows = [row for row, key in enumerate(keys(part.inputs)) if key in seen]
+            rows = [row for row, key in enumerate(keys_of(part)) if key in seen]
             if rows:
                 found.append(
                     f"{len(rows)} of {len(part)} {name} rows are also train rows{_example(part, rows[0])}: "
@@ -46,7 +55,7 @@ def _copies(train: Split, labelled: bool) -> list[str]:
     first: dict[Hashable, int] = {}
     copies: list[int] = []
     conflicts: list[int] = []
-    for row, key in enumerate(keys(train.inputs)):
+    for row, key in enumerate(keys_of(train)):
         if key in first:
             copies.append(row)
             if labelled and not np.array_equal(train[row][1], train[first[key]][1]):

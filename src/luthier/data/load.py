@@ -9,12 +9,20 @@ import numpy as np
 from luthier.data import findings
 from luthier.data.columns import Chosen, asked, choose, missing
 from luthier.data.divide import divide, fractions
+from luthier.data.histories import History, read_histories
 from luthier.data.images import resized
 from luthier.data.inputs import modality_of, read_inputs
 from luthier.data.sources import find
 from luthier.data.split import Data, Split
 from luthier.data.tables import Table, listed
-from luthier.data.targets import guess_kind, learn_labels, read_targets, values_of, without_label
+from luthier.data.targets import (
+    guess_kind,
+    learn_labels,
+    read_attributes,
+    read_targets,
+    values_of,
+    without_label,
+)
 from luthier.data.task import KINDS, METRICS, Modality, Task, metrics_for
 from luthier.data.words import check_lengths, tags_of
 from luthier.data.write import plain, quote
@@ -28,6 +36,8 @@ def load_data(
     *,
     input: str | Sequence[str] | None = None,
     label: str | None = None,
+    attributes: str | Sequence[str] = (),
+    history: str = "",
     kind: str | None = None,
     metric: str = "",
     test: Any = None,
@@ -44,6 +54,8 @@ def load_data(
             {"train": ..., "test": ...}
     input   the input's column; two, as "premise,hypothesis", make a pair, several numeric ones an array
     label   the label's column; label_name is preferred to an equivalent numeric label
+    attributes  columns of labels that an adaptation is told with every row (a control, a language), "style,length" or a sequence
+    history a column of lists of texts, oldest first (in a CSV file JSON lists), for methods that read one: persoma
     kind    classification, multilabel (lists, or names joined by |), regression, text2text, or tagging (a list of
             words and a list of as many tags a row, or both as texts with blanks between); guessed from the labels
     metric  the headline metric; "": the kind's own
@@ -61,7 +73,8 @@ def load_data(
         raise OptionError(f"A limit of {limit} rows leaves nothing: give at least 1")
     shares = fractions(split)
     if isinstance(source, Data) or (isinstance(source, str) and source.startswith("builtin:")):
-        if (input, label, kind, test) != (None, None, None, None) or shares != _SPLIT:
+        given = (input, label, kind, test) != (None, None, None, None) or attributes or history
+        if given or shares != _SPLIT:
             raise OptionError(
                 "A built-in or loaded data set has its columns, kind and parts: leave those options off"
             )
@@ -76,9 +89,10 @@ def load_data(
         raise DataError(
             f"{found.name} has no train rows, only {listed(parts)}: name the train file as the data"
         )
-    chosen = choose(parts["train"], input, label, kind)
+    told = names_of(attributes)
+    chosen = choose(parts["train"].without((*told, history)), input, label, kind)
     notes += chosen.notes
-    train, task, said = _pose(parts["train"], chosen, kind, metric)
+    train, task, said = _pose(parts["train"], chosen, kind, metric, told, history)
     notes += said
     splits: dict[str, Split | None] = {"train": _split(train, task, "the train rows")}
     for part in ("validation", "test"):
@@ -106,6 +120,8 @@ def load_split(
     *,
     input: str | Sequence[str] | None = None,
     label: str | None = None,
+    attributes: str | Sequence[str] | None = None,
+    history: str | None = None,
     part: str | None = None,
     labelled: bool = True,
 ) -> Split:
@@ -113,6 +129,7 @@ def load_split(
 
     part      train, validation or test; None: test where the source has it, else its only part
     labelled  False: targets are None, empty texts are kept, so that row i of the split is row i of the source
+    attributes  the columns of what the adaptation is told with every row; None: the task's, (): it is said otherwise
 
     Raises DataError for a column that is missing and for a label that the task does not have.
     """
@@ -126,24 +143,36 @@ def load_split(
         chosen = source.parts.get(part or "test")
         if chosen is None:
             raise DataError(f"{source.name} has no part {quote(part or 'test')}: {listed(source.parts)}")
-        return chosen if labelled else Split(chosen.inputs)
+        return chosen if labelled else replace(chosen, targets=None)
     found = find(source, *_npz_names(task.input if input is None else input, label), alone=False)
     which = part or ("test" if "test" in found.parts else next(iter(found.parts)))
     if which not in found.parts:
         raise DataError(f"{found.name} has no part {quote(which)}: {listed(found.parts)}")
     table = found.parts[which]
+    if history is not None:
+        task = task.model_copy(update={"history": history})
     inputs = asked(table, task.input if input is None else input)
+    told = task.attributes if attributes is None else names_of(attributes)
     if not labelled:
-        return Split(read_inputs(table, inputs, task.modality)[0])
+        said, past = read_attributes(table, told), _histories(table, task.history)
+        return Split(read_inputs(table, inputs, task.modality)[0], attributes=said, histories=past)
     column = task.label if label is None else label
     if column not in table.columns:
         raise missing(table, column, "label")
     rows, _ = _clean(table, inputs, column, task.modality, task.kind, "train")
     assert rows is not None
-    return _split(rows, task.model_copy(update={"label": column}), "this adaptation")
+    return _split(rows, task.model_copy(update={"label": column, "attributes": told}), "this adaptation")
 
 
-def _pose(table: Table, chosen: Chosen, kind: str | None, metric: str) -> "tuple[_Rows, Task, list[str]]":
+def names_of(columns: str | Sequence[str]) -> tuple[str, ...]:
+    """Columns that are named in one text, joined by commas, or one by one."""
+    names = columns.split(",") if isinstance(columns, str) else columns
+    return tuple(name.strip() for name in names if name.strip())
+
+
+def _pose(
+    table: Table, chosen: Chosen, kind: str | None, metric: str, attributes: tuple[str, ...], history: str
+) -> "tuple[_Rows, Task, list[str]]":
     """The train rows that can be used, the task that they pose, and notes."""
     decided = kind or guess_kind(table, chosen.label, values_of(table, chosen.label), chosen.inputs)
     modality = _modality(table, chosen, decided)
@@ -167,7 +196,9 @@ def _pose(table: Table, chosen: Chosen, kind: str | None, metric: str) -> "tuple
         labels=labels,
         input=chosen.inputs if modality == "pair" else ",".join(chosen.inputs),  # type: ignore[arg-type]
         label=chosen.label,
+        history=history,
         metric=metric,
+        attributes=attributes,
     )
     return rows, task, [*notes, *said]
 
@@ -233,7 +264,17 @@ def _clean(
 def _split(rows: _Rows, task: Task, known: str) -> Split:
     if task.kind == "tagging":
         check_lengths(rows.table, task, rows.inputs, [tags_of(value) for value in rows.values])
-    return Split(rows.inputs, read_targets(rows.table, rows.values, task, known))
+    targets = read_targets(rows.table, rows.values, task, known)
+    attributes, histories = read_attributes(rows.table, task.attributes), _histories(rows.table, task.history)
+    return Split(rows.inputs, targets, attributes, histories)
+
+
+def _histories(table: Table, name: str) -> list[History] | None:
+    if not name:
+        return None
+    if name not in table.columns:
+        raise missing(table, name, "history")
+    return read_histories(table, name)
 
 
 def _same_shape(splits: dict[str, Split | None], modality: Modality) -> list[str]:
@@ -246,7 +287,7 @@ def _same_shape(splits: dict[str, Split | None], modality: Modality) -> list[str
         found = np.shape(part.inputs)[1:]
         if modality != "image":
             raise DataError(f"The {name} rows have shape {found}, the train rows {shape}: use one shape")
-        splits[name] = Split(resized(part.inputs, shape), part.targets)  # type: ignore[arg-type]
+        splits[name] = replace(part, inputs=resized(part.inputs, shape))  # type: ignore[arg-type]
         notes.append(f"The {name} images were brought from {found} to {shape}, the shape of the train images")
     return notes
 
@@ -265,7 +306,7 @@ def _carve(
     total = shares[0] + sum(wanted)
     classes = np.asarray(whole.targets) if task.kind == "classification" else None
     rows = divide(
-        findings.keys(whole.inputs), classes, (shares[0] / total, wanted[0] / total, wanted[1] / total), seed
+        findings.keys_of(whole), classes, (shares[0] / total, wanted[0] / total, wanted[1] / total), seed
     )
     splits["train"] = whole.select(rows[0])
     for part, at in (("validation", rows[1]), ("test", rows[2])):

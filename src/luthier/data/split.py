@@ -23,14 +23,19 @@ class Split:
              of numbers
     targets  (rows,) int64 class indices; (rows,) float32 values; (rows, classes) float32 of 0 and 1,
              multi-label; list of texts, text2text; list of (words,) int64 tag indices, tagging; None where the rows came without labels
-    attributes  (rows,) or (rows, attributes) int64: labels that an adaptation is told with every row (control prefixes); or None
+    attributes  labels that an adaptation is told with every row (control prefixes): (rows, attributes) texts, or (rows,) or
+             (rows, attributes) int64, their numbers; or None
+    histories  for each row a tuple of texts, oldest first (what its user did), which adaptations may read beside the input; or None
     """
 
     inputs: "list[str] | list[tuple[str, ...]] | np.ndarray"
     targets: "np.ndarray | list[str] | list[np.ndarray] | None" = None
     attributes: "np.ndarray | None" = None
+    histories: "list[tuple[str, ...]] | None" = None
 
     def __post_init__(self) -> None:
+        if self.histories is not None and len(self.inputs) != len(self.histories):
+            raise DataError(f"{len(self.inputs)} inputs with {len(self.histories)} histories: one a row")
         if self.attributes is not None and len(self.inputs) != len(self.attributes):
             raise DataError(
                 f"{len(self.inputs)} inputs with {len(self.attributes)} attributes: one entry a row"
@@ -54,7 +59,10 @@ class Split:
             at = np.flatnonzero(at)
         targets = None if self.targets is None else _take(self.targets, at)
         return Split(
-            _take(self.inputs, at), targets, None if self.attributes is None else self.attributes[at]
+            _take(self.inputs, at),
+            targets,
+            None if self.attributes is None else self.attributes[at],
+            None if self.histories is None else _take(self.histories, at),
         )
 
     @cached_property
@@ -64,7 +72,10 @@ class Split:
         _feed(state, self.inputs)
         _feed(state, self.targets)
         if self.attributes is not None:
-            _feed(state, self.attributes)
+            said = self.attributes
+            _feed(state, said.tolist() if said.dtype.kind == "U" else said)
+        if self.histories is not None:
+            _feed(state, ["histories", self.histories])
         return state.hexdigest()
 
 
@@ -123,6 +134,12 @@ class Data:
             if kept < classes:
                 notes.append(f"The limited train rows hold {kept} of {classes} classes: raise the limit")
         return replace(self, **parts, notes=tuple(notes))  # type: ignore[arg-type]
+
+
+def controlled(rows: Any, labels: Sequence[str]) -> Split:
+    """Rows (a split or inputs) of which every one is told the same labels, one for each attribute: to predict with a control."""
+    split = rows if isinstance(rows, Split) else Split(rows)
+    return replace(split, attributes=np.array([list(labels)] * len(split), dtype=str))
 
 
 def class_weights(split: Split, task: "Task") -> np.ndarray:

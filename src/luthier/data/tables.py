@@ -52,6 +52,11 @@ class Table:
         lines = None if self.lines is None else [self.lines[i] for i in at.tolist()]
         return replace(self, columns=columns, lines=lines)
 
+    def without(self, columns: Sequence[str]) -> "Table":
+        """The table without these columns, where it has them."""
+        left = {name: values for name, values in self.columns.items() if name not in columns}
+        return replace(self, columns=left) if len(left) < len(self.columns) else self
+
 
 def join(tables: Sequence[Table], name: str) -> Table:
     """The rows of several tables (the shards of one part), which must have the same columns."""

@@ -1,10 +1,11 @@
 """Targets: the kind of task that a label column poses, the mapping from names to indices, the arrays."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from luthier.data.columns import NUMBER, sort_of
+from luthier.data.columns import NUMBER, missing, sort_of
 from luthier.data.inputs import numbers
 from luthier.data.tables import Table, listed
 from luthier.data.task import Kind, Task
@@ -105,6 +106,23 @@ def _name(table: Table, row: int, value: Any) -> str:
         f"{plain(table.at(row))}: the label is a {type(value).__name__}; a class is a text or a number "
         "(several classes: --kind multilabel)"
     )
+
+
+def read_attributes(table: Table, columns: Sequence[str]) -> np.ndarray | None:
+    """(rows, columns) texts: what an adaptation is told with every row; None without columns. Raises where one is empty."""
+    if not columns:
+        return None
+    made = []
+    for column in columns:
+        if column not in table.columns:
+            raise missing(table, column, "attribute")
+        values = values_of(table, column)
+        if bare := [row for row, value in enumerate(values) if value is None or value != value]:
+            raise DataError(
+                f"{plain(table.at(bare[0]))}: the attribute {quote(column)} is empty; every row needs one"
+            )
+        made.append([_name(table, row, value) for row, value in enumerate(values)])
+    return np.array(made, dtype=str).T
 
 
 def label_names(names: set[str]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
 
 from luthier.data.write import quote
 from luthier.errors import DataError
@@ -37,7 +37,9 @@ class Task(BaseModel):
                     and tagging (the tags) only
     input, label    the columns' names as they were read; two inputs make a pair; an array made of several
                     numeric columns keeps their names in order, joined by commas
+    history         the column of histories, lists of texts that a method may read beside the input; empty: none
     metric          the headline metric; empty: the kind's first in METRICS; accuracy for tags that mark no entities
+    attributes      the columns of labels that an adaptation is told with every row (`Split.attributes`)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,7 +49,14 @@ class Task(BaseModel):
     labels: tuple[str, ...] = ()
     input: str | tuple[str, str]
     label: str
+    history: str = ""
     metric: str = ""
+    attributes: tuple[str, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _said(self, whole: Any) -> dict[str, Any]:
+        """A task without attributes or histories is written as it was before there were any: cards and digests stay what they are."""
+        return {k: v for k, v in whole(self).items() if k not in ("attributes", "history") or v}
 
     @model_validator(mode="before")
     @classmethod

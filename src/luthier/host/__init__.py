@@ -5,7 +5,6 @@ from luthier.host.adapted import Adapted
 from luthier.host.combination import Combination, lerp, mean, stack
 from luthier.host.context import Context
 from luthier.host.part import (
-    FromWeight,
     Method,
     Part,
     Phase,
@@ -21,6 +20,6 @@ from luthier.host.part import (
 )
 
 __all__ = [
-    "Adaptation", "Adapted", "Combination", "Context", "FromWeight", "Method", "Part", "Phase", "Source", "Spec", "Start", "T",
+    "Adaptation", "Adapted", "Combination", "Context", "Method", "Part", "Phase", "Source", "Spec", "Start", "T",
     "lerp", "mean", "method", "normal", "ones", "stack", "zero", "zeros",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from luthier.errors import FileFormatError, ModelError, OptionError, SiteError
 from luthier.host.applicable import Reason, because, builds
 from luthier.host.options import from_card, to_card
-from luthier.host.part import FromWeight, Layout, Part, Spec, Start
+from luthier.host.part import Layout, Part, Spec, Start
 from luthier.host.placed import At, Fill, Placed
 from luthier.host.sites import Site
 from luthier.host.structure import structure_of
@@ -85,8 +85,10 @@ class Adaptation(nn.Module):
         for part, here in zip(parts, sites, strict=True):
             part.check(here)
         known = {} if unfilled else statistics or {}
-        if not unfilled:
-            sites, layouts = _shared_out(parts, sites, known, layouts or {})
+        if layouts is None:
+            layouts = _first_layouts(parts, sites, base)
+            if not unfilled:
+                sites = _shared_out(parts, sites, known, layouts)
         made = cls(method, sites, head, layouts, members, seed)
         rng = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -298,19 +300,21 @@ def check_tensors(
 
 
 def _shared_out(
-    parts: Sequence[Part], sites: Sequence[Sequence[Site]], statistics: Mapping, layouts: Mapping
-) -> tuple[list[Sequence[Site]], dict[str, Mapping[str, Layout]]]:
-    """Sites and layouts as the parts' starts share them out; a part whose layouts were given keeps them."""
-    kept, found = list(sites), dict(layouts)
+    parts: Sequence[Part],
+    sites: Sequence[Sequence[Site]],
+    statistics: Mapping,
+    layouts: dict[str, Mapping[str, Layout]],
+) -> list[Sequence[Site]]:
+    """The sites that the parts' starts adapt; enters the layouts that they ask for there."""
+    kept = list(sites)
     for i, (part, here) in enumerate(zip(parts, sites, strict=True)):
-        if str(i) in found or type(part.start).layouts is Start.layouts:
+        if type(part.start).layouts is Start.layouts:
             continue
         for site in here:
             _refuse_missing(part, statistics.get(site.name, {}))
-        shared = part.start.layouts(part, here, statistics)
-        if shared is not None:
-            kept[i], found[str(i)] = [s for s in here if s.name in shared], shared
-    return kept, found
+        if (shared := part.start.layouts(part, here, statistics)) is not None:
+            kept[i], layouts[str(i)] = [s for s in here if s.name in shared], shared
+    return kept
 
 
 def _refuse_missing(part: Part, known: Mapping[str, Any]) -> None:
@@ -336,7 +340,7 @@ def _begin(
     weight = site_weight(base, site)
 
     def draw() -> dict[str, Tensor]:
-        left = {k: s for k, s in wanted.items() if s.start is None}
+        left = {k: s for k, s in wanted.items() if not s.own}
         if unfilled and part.start.needs:
             out = {k: torch.zeros(s.shape) for k, s in left.items()}
         else:
@@ -348,10 +352,28 @@ def _begin(
             raise OptionError(
                 f"start {part.start.name!r} fills {sorted(out)}, but {part.name} wants {sorted(left)}: choose another start."
             )
-        return {k: out[k] if s.start is None else _own(placed, k, s, rng, weight) for k, s in wanted.items()}
+        return {k: _own(placed, k, s, rng, weight) if s.own else out[k] for k, s in wanted.items()}
 
     out = part.source.begin(part, site, draw)
     return {k: out[k] if k in out else _own(placed, k, s, rng, weight) for k, s in specs.items()}
+
+
+def _first_layouts(
+    parts: Sequence[Part], sites: Sequence[Sequence[Site]], base: nn.Module
+) -> dict[str, Mapping[str, Layout]]:
+    """{part: {site: layout}} where the base's weights decide."""
+    deciding = {i: p for i, p in enumerate(parts) if type(p).first_layout is not Part.first_layout}
+    if deciding and any(p.is_meta for p in base.parameters()):
+        raise because(
+            ModelError(
+                f"{next(iter(deciding.values())).name} reads the base's weights, which this one on the meta device does not hold. Load the base first."
+            ),
+            Reason.NEEDS_VALUES,
+        )
+    return {
+        str(i): {s.name: p.first_layout(s, site_weight(base, s)) for s in sites[i]}
+        for i, p in deciding.items()
+    }
 
 
 def _network(placed: Placed, base: nn.Module, rng: torch.Generator) -> nn.Module | None:
@@ -366,16 +388,15 @@ def _network(placed: Placed, base: nn.Module, rng: torch.Generator) -> nn.Module
 
 
 def _own(placed: Placed, name: str, s: Spec, rng: torch.Generator, weight: Tensor | None = None) -> Tensor:
-    if s.start is None or (isinstance(s.start, FromWeight) and weight is None):
+    if s.start is not None:
+        return s.start(tuple(s.shape), rng)
+    if s.of_weight is None or weight is None:
         raise SiteError(f"{placed.part.name}: nothing says how the tensor {name} starts.")
-    if isinstance(s.start, FromWeight):
-        assert weight is not None
-        return s.start.make(weight.float())
-    return s.start(tuple(s.shape), rng)
+    return s.of_weight(weight.float())
 
 
 def _blank(s: Spec, rng: torch.Generator) -> Tensor:
-    if s.stored or s.start is None or isinstance(s.start, FromWeight):
+    if s.stored or s.start is None:
         return torch.zeros(tuple(s.shape), dtype=s.dtype)
     return s.start(tuple(s.shape), rng)
 

@@ -20,7 +20,6 @@ from luthier.host.combination import Combination
 from luthier.host.context import CURRENT, GIVEN, Context
 from luthier.host.entry import Entrance
 from luthier.host.exchange import RECOMPUTED, exchange
-from luthier.host.part import T
 from luthier.host.placed import Placed
 from luthier.host.places import Stack
 from luthier.host.places.output import ranked, reads_logits, summed
@@ -245,9 +244,7 @@ class Adapted(nn.Module):
         for name in active:
             for _, term in terms(self.adaptations[name]):
                 for placed in term.every_placed():
-                    ctx.made[placed.key] = placed.part.source.prepare(
-                        placed.part, T(placed.common), placed.wanted_once(), ctx
-                    )
+                    ctx.made[placed.key] = placed.prepare(ctx)
         if any(a.placed.owner in active for port in self.attention.values() for a in port.edits):
             ctx.made["attention:"] = True
         return ctx
@@ -287,6 +284,9 @@ class Adapted(nn.Module):
             ctx.positions = (ctx.mask.long().cumsum(-1) - 1).clamp(min=0)[:, -n:]
         else:
             ctx.positions = torch.arange(ctx.seen, ctx.seen + n, device=like.device)[None]
+        said = kwargs.get("position_ids")
+        if ctx.phase == "prefill" and said is not None and said.dim() == 2 and said.shape[1] == n:
+            ctx.positions = said
 
     def _enter(self, base: nn.Module, args: tuple, kwargs: dict) -> Any:
         if self.context() is None:
@@ -334,7 +334,8 @@ class Adapted(nn.Module):
         with self.given(**{k: v for k, v in batch.items() if k in GIVEN}):
             ctx = self.open((), inputs)
         heads = [p for p in self.heads if p.owner in ctx.active]
-        ranking = reads_logits(heads) and not body
+        of_words = reads_logits(heads)
+        ranking = of_words and not body
         inside = bool(heads or body) and not ranking
         module = (
             self.base.get_submodule(self.exit_entry)
@@ -357,7 +358,7 @@ class Adapted(nn.Module):
             logits = getattr(raw, "logits", None)
             if ranking:
                 logits = ranked(heads, logits, mask, ctx)
-            elif heads:
+            elif heads and not of_words:  # with `body` there is nothing for one that ranks
                 logits = self._logits(heads, hidden, mask, ctx)
         finally:
             CURRENT.reset(token)

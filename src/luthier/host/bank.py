@@ -18,7 +18,7 @@ from luthier.errors import ModelError, OptionError
 from luthier.host.adaptation import Adaptation
 from luthier.host.context import Context
 from luthier.host.options import register, to_card
-from luthier.host.part import Source, T
+from luthier.host.part import Source
 from luthier.host.places import Stack, Subset
 
 
@@ -32,7 +32,8 @@ class BankRows(Source):
         return ctx.need("slots")
 
     def make(self, part, site, t, ctx, made=None):
-        return {k: v.index_select(0, made) for k, v in t.items()}
+        shared = part.shared([site])
+        return {k: v if k in shared else v.index_select(0, made) for k, v in t.items()}
 
 
 class Bank(nn.Module):
@@ -114,9 +115,7 @@ class Bank(nn.Module):
     def _write(self, slot: int, adaptation: Adaptation) -> None:
         ctx = Context()
         for mine, theirs in zip(self.adaptation.placed(), adaptation.placed(), strict=True):
-            ctx.made[theirs.key] = theirs.part.source.prepare(
-                theirs.part, T(theirs.common), theirs.wanted(), ctx
-            )
+            ctx.made[theirs.key] = theirs.prepare(ctx)
             for a, b in zip(mine.ats(), theirs.ats(), strict=True):
                 made = b.t(ctx)
                 for k, v in a.values.items():
@@ -164,11 +163,15 @@ def _stacked(first: Adaptation, capacity: int) -> Adaptation:
             raise ModelError(
                 f"{placed.part.name} starts from an anchored start: its effect is a difference, which a bank does not hold."
             )
-        placed.common = nn.ParameterDict()
+        if placed.fixed != set(placed.part.shared(placed.sites)):
+            raise ModelError(
+                f"{placed.part.name} trains tensors that all its sites share, which a bank does not hold. Attach it by name instead."
+            )
+        placed.common = nn.ParameterDict({k: v for k, v in placed.common.items() if k in placed.fixed})
         for at in placed.ats():
             at.values = nn.ParameterDict(
                 {
-                    k: nn.Parameter(torch.zeros(capacity, *s.shape), requires_grad=False)
+                    k: nn.Parameter(torch.zeros(capacity, *s.shape, dtype=s.dtype), requires_grad=False)
                     for k, s in wanted[at.site.name].items()
                 }
             )

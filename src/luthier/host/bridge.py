@@ -63,6 +63,8 @@ class AttentionPort:
     def __init__(self, inner: str):
         self.inner = inner
         self.edits: list[At] = []
+        self.distances: nn.Module | None = None
+        """What computes the bias of its scores that depends on distance, where a part asked for it."""
 
     def active(self) -> list[tuple[At, Any]]:
         return [(a, c) for a in self.edits if (c := a.ctx) is not None and a.placed.owner in c.active]
@@ -209,13 +211,22 @@ def luthier_attention(
         mask = _lengthened(module, mask, q, k, n, ctx.rows.get(at.placed.owner))
         bias = kwargs.get("position_bias")
         if bias is not None:
-            kwargs["position_bias"] = torch.nn.functional.pad(bias, (n, 0))
+            kwargs["position_bias"] = torch.cat([_bias_of_prefix(port, at.part, bias, n), bias], -1)
     out, weights = _inner(module, port.inner)(module, q, k, v, mask, **kwargs)
     for at, ctx in on:
         if at.part.attend is not None:  # type: ignore[attr-defined]
             seen = _attended(module, q, k, v, mask, kwargs)
             out = at.blend(at.part.attend(seen, out, at.t(ctx, k.dtype), ctx), out, ctx)  # type: ignore[attr-defined]
     return out, weights
+
+
+def _bias_of_prefix(port: AttentionPort, part: Any, bias: Tensor, n: int) -> Tensor:
+    """(1, heads, tokens, n): none, or that of n keys right in front of those that the bias is for."""
+    if not part.in_front() or port.distances is None:
+        return bias.new_zeros(*bias.shape[:-1], n)
+    tokens, keys = bias.shape[-2], n + bias.shape[-1]
+    whole = port.distances.compute_bias(tokens, keys, bias.device, past_seen_tokens=keys - tokens)  # type: ignore[operator]
+    return whole[..., :n].to(bias.dtype).expand(len(bias), -1, -1, -1)
 
 
 def _attended(

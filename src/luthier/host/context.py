@@ -22,6 +22,8 @@ GIVEN = frozenset(
         "answers",
         "attributes",
         "example",
+        "history",
+        "history_mask",
         "instruction",
         "labels",
         "phase",

@@ -29,6 +29,8 @@ class Prompts:
     added: int = 0
     hidden: bool = False
     """Whether a part said that some tokens are not visible."""
+    input: Tensor | None = None
+    """(rows, tokens, width): the embedded sequence that they stand in front of."""
     behind: Tensor | None = None
     """(rows,) padding that the prompts stand behind, in a recurrent tower; None: they stand in front of everything."""
 
@@ -42,6 +44,13 @@ class Prompts:
         place, pads = torch.arange(x.shape[1], device=x.device)[None], self.behind[:, None]
         source = torch.where(place < pads, place + self.added, place - pads)
         return _take(x, torch.where(place < pads + self.added, source, place))
+
+    def said(self, x: Tensor, part: str) -> Tensor:
+        """x as the tower leaves it -> one part's prompt, (rows, length, ...)."""
+        start, length = self.spans[part]
+        if self.behind is None:
+            return x[:, start : start + length]
+        return _take(x, self.behind[:, None] + torch.arange(start, start + length, device=x.device))
 
     def cut(self, x: Tensor) -> Tensor:
         """x: (rows, added + tokens, ...) as the tower leaves it, without prompts."""
@@ -107,6 +116,7 @@ class Entrance:
             )
         ctx.entering[self.tower.name] = h
         made = self.prompts(ctx, len(h), h.device)
+        made.input = h
         h = torch.cat([*(t.to(h.dtype).expand(len(h), -1, -1) for t in made.tokens), h], 1)
         return ((h, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": h})
 
@@ -126,6 +136,9 @@ class Entrance:
         made = ctx.prompts.get(self.tower.name)
         if made is not None and made.added and not self.read and ctx.phase == "prefill" and out is not None:
             if self.tower.causal:
+                for placed in self._active(ctx):
+                    if placed.part.speaks:
+                        ctx.note("prompt", made.said(_first(out), placed.key))
                 out = _cut(out, made)
             states = getattr(out, "hidden_states", None)
             if states is not None:
@@ -203,6 +216,9 @@ class Entrance:
         if mask is not None:
             kw["attention_mask"] = torch.cat([visible.to(mask.dtype), mask], 1)
         positions = kw.get("position_ids")
+        packed = _pieces(positions) if mask is None and ctx.phase == "prefill" and self.tower.causal else None
+        if packed is not None:
+            kw["attention_mask"] = self._packed(ctx, packed.expand(rows, -1), made)
         if "position_ids" in self.tower.takes and (
             made.hidden or positions is not None or (mask is not None and self.tower.causal)
         ):
@@ -218,7 +234,7 @@ class Entrance:
             )
         kw.pop("cache_position", None)  # counted without prompts; the model counts again from its cache
         if ctx.phase == "prefill":
-            embeds = ctx.entering[self.tower.name]
+            embeds = made.input = ctx.entering[self.tower.name]
             front = torch.cat([t.to(embeds.dtype).expand(rows, -1, -1) for t in made.tokens], 1)
             if mask is not None and self.recurrent:
                 # a state decays over padding too: none may lie between the prompts and what they stand for
@@ -233,6 +249,27 @@ class Entrance:
 
     def _embed(self, ids: Any) -> Tensor:
         return self.adapted.base.get_submodule(self.tower.embedding)(ids)  # type: ignore[arg-type]
+
+    def _packed(self, ctx: Context, pieces: Tensor, made: Prompts) -> Tensor:
+        """(rows, 1, places, places), bool or added to the scores: every piece of a packed row sees the prompts and itself."""
+        base = self.adapted.base
+        config = getattr(base.get_submodule(self.tower.entry), "config", None)
+        window = getattr(config, "sliding_window", None) is not None
+        inner = str(getattr(config, "_attn_implementation", "")).removeprefix("luthier_")
+        if made.hidden or window or inner not in ("eager", "sdpa") or any(t.dim() == 3 for t in made.tokens):
+            raise ModelError(
+                "Rows packed of several sequences (positions that start again) can't share these prompts: they are made for a whole row, or are not in every row, "
+                "or the model's attention takes no mask that shows them to each sequence (a sliding window, flash attention). Give each sequence a row of its own."
+            )
+        pieces = torch.cat([pieces.new_full((len(pieces), made.added), -1), pieces], 1)
+        seen = (pieces[:, None] == pieces[:, :, None]) | (pieces[:, None] == -1)
+        seen = seen.tril()[:, None]
+        if inner == "sdpa":
+            return seen
+        dtype = ctx.entering[self.tower.name].dtype
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(
+            ~seen, torch.finfo(dtype).min
+        )
 
     def _check(self, ctx: Context, kw: dict, n: int, made: Prompts) -> None:
         past = kw.get("past_key_values")
@@ -280,9 +317,24 @@ class Entrance:
         return {**kwargs, "encoder_attention_mask": torch.cat([front, mask], 1)}
 
 
+def _pieces(positions: Tensor | None) -> Tensor | None:
+    """(1 or rows, tokens): which of the sequences packed in a row each token belongs to; None: there is one."""
+    if positions is None or positions.dim() != 2:
+        return None
+    starts = positions.diff(dim=1) != 1
+    if not starts.any():
+        return None
+    return torch.nn.functional.pad(starts.long().cumsum(1), (1, 0))
+
+
 def _take(x: Tensor, index: Tensor) -> Tensor:
     """x: (rows, tokens, ...), index: (rows, places) -> (rows, places, ...)."""
     return x[torch.arange(len(x), device=x.device)[:, None], index]
+
+
+def _first(out: Any) -> Tensor:
+    """The states among what a tower returns."""
+    return out if torch.is_tensor(out) else out[0] if isinstance(out, tuple) else out.last_hidden_state
 
 
 def _cut(out: Any, made: Prompts) -> Any:

@@ -75,5 +75,5 @@ def exchange(module: nn.Module, handler: Handler, order: int) -> Exchanged:
     return Exchanged(module, handler)
 
 
-OUTSIDE_CACHE, INSTEAD_OF_BLOCK, RECOMPUTED, EDITED = 0, 10, 20, 30
-"""Orders: what the prefix cache hands on, a stack that walks the blocks itself, checkpointing, edits of the module."""
+OUTSIDE_CACHE, INSTEAD_OF_BLOCK, RECOMPUTED, NARROWED, EDITED = 0, 10, 20, 25, 30
+"""Orders: what the prefix cache hands on, a stack that walks the blocks itself, checkpointing, units left out, edits of the module."""

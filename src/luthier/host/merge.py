@@ -12,7 +12,7 @@ from torch import nn
 from luthier.errors import ModelError, OptionError
 from luthier.host.applicable import Reason, because
 from luthier.host.context import CURRENT, Context
-from luthier.host.part import Part, T
+from luthier.host.part import Part
 
 if TYPE_CHECKING:
     from luthier.host.adapted import Adapted
@@ -35,6 +35,7 @@ def merge(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
     tied weight is not written twice. Non-finite results raise and change nothing.
     """
     from luthier.host.adapted import terms
+    from luthier.host.places import Subset
     from luthier.host.places.weight import tied
 
     if name not in adapted.adaptations:
@@ -55,9 +56,11 @@ def merge(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
                 ),
                 Reason.NOT_A_WEIGHT,
             )
+    # values that replace a weight come before changes that are added to it, as in a forward
+    parts.sort(key=lambda placed: not isinstance(placed.part, Subset))
     ctx = Context(wire=adapted.wire, active=(name,), given=dict(given))
     for placed in parts:
-        ctx.made[placed.key] = placed.part.source.prepare(placed.part, T(placed.common), placed.wanted(), ctx)
+        ctx.made[placed.key] = placed.prepare(ctx)
     new: dict[str, dict[str, torch.Tensor]] = {}
     token = CURRENT.set(ctx)
     try:

@@ -25,21 +25,21 @@ class Spec(NamedTuple):
     """One tensor of a part: its shape, how it starts, whether it trains, and whether a file holds it."""
 
     shape: tuple[int, ...]
-    start: Draw | FromWeight | None = None
-    """(shape, rng) -> tensor, or made of the weight; None: the part's start decides."""
+    start: Draw | None = None
+    """(shape, rng) -> tensor; None: the part's start decides."""
     trained: bool = True
     stored: bool = True
     """False: not in files, redrawn from the adaptation's seed (needs a `start`)."""
     dtype: torch.dtype = torch.float32
     bounds: tuple[int, int] | None = None
     """For integer tensors: smallest and largest value that a file may hold."""
+    of_weight: Callable[[Tensor], Tensor] | None = None
+    """Instead of `start`: (the site's own weight, (out, in) in float32) -> tensor."""
 
-
-@dataclass(frozen=True)
-class FromWeight:
-    """For `Spec.start`: a value that is made of the site's own weight, (out, in) in float32, instead of drawn."""
-
-    make: Callable[[Tensor], Tensor]
+    @property
+    def own(self) -> bool:
+        """Whether it says itself how it starts."""
+        return self.start is not None or self.of_weight is not None
 
 
 SpecLike = Spec | tuple[int, ...]
@@ -61,6 +61,11 @@ def ones(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
 def normal(std: float) -> Draw:
     """Normal values with this standard deviation."""
     return lambda shape, rng: torch.randn(shape, generator=rng) * std
+
+
+def uniform(bound: float) -> Draw:
+    """Uniform values between -bound and bound."""
+    return lambda shape, rng: (2 * torch.rand(shape, generator=rng) - 1) * bound
 
 
 class T(dict):
@@ -125,11 +130,13 @@ class Start:
     registered_kind: ClassVar[str] = "start"
     name: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ()
+    """Statistics that it takes where they are known, as in a fit, and does without elsewhere."""
     anchored: ClassVar[bool] = False
 
     def asks(self, part: Part) -> Mapping[str, Any]:
-        """How each of `needs` is gathered at `part`: (state, tokens) -> state, or None for what the host knows by that name."""
-        return dict.fromkeys(self.needs)
+        """How each of `needs` and `uses` is gathered at `part`: (state, tokens) -> state, or None for what the host knows by that name."""
+        return dict.fromkeys((*self.needs, *self.uses))
 
     def enough(self, part: Part, statistics: Mapping[str, Mapping[str, Any]]) -> bool:
         """Whether more batches would change nothing that matters: asked after each of them."""
@@ -138,7 +145,7 @@ class Start:
     def layouts(
         self, part: Part, sites: Sequence[Site], statistics: Mapping[str, Mapping[str, Any]]
     ) -> Mapping[str, Layout] | None:
-        """Layouts by site, for a start that shares ranks out; sites that it leaves out are not adapted. None: the part's own."""
+        """Layouts by site that the statistics decide; sites that it leaves out are not adapted. None: the part's own."""
         return None
 
     def fill(
@@ -221,15 +228,31 @@ class Part:
         """The same part without a source: it reads what it holds."""
         return dataclasses.replace(self, source=Free())
 
+    @property
+    def companions(self) -> tuple[str, ...]:
+        """Names of other adaptations that its plan reads (`run.another`) and that are not part of what it makes: teachers."""
+        return ()
+
     def layout(self, site: Site) -> Layout:
         """Small JSON that decides every shape and structure at a site (rank, kept tokens, masks): may change in a run."""
         return {}
+
+    def first_layout(self, site: Site, weight: Tensor | None) -> Layout:
+        """The layout that a fresh adaptation has, where the base's weight decides it (a rank by its spectrum); weight: (out, in)."""
+        return self.layout(site)
 
     def tensors(self, site: Site, layout: Layout) -> Mapping[str, SpecLike]:
         return {}
 
     def shared(self, sites: Sequence[Site]) -> Mapping[str, SpecLike]:
         return {}
+
+    def carry(self, site: Site, before: T) -> tuple[Layout, Mapping[str, Tensor]]:
+        """What this part begins with at a site on a further task: its layout, and tensors that do not begin as always.
+
+        before: what is kept there of the task before, with its layout. Here all goes on where it stands, under its name.
+        """
+        return before.layout or self.layout(site), before
 
     def build(
         self, base: torch.nn.Module, sites: Sequence[Site], rng: torch.Generator

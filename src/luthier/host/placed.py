@@ -57,22 +57,30 @@ class At(nn.Module):
         rows = ctx.rows.get(self.placed.owner)
         return new if rows is None else torch.where(rows.view(-1, *[1] * (new.dim() - 1)), new, old)
 
+    def made(
+        self, ctx: Context | None, prepared: Any, values: Any = None, *, training: bool = False
+    ) -> Mapping[str, Tensor]:
+        """What the source makes of `values` (None: this site's own) and the shared tensors; prepared: `Placed.prepare`."""
+        raw = T(self.placed.common)
+        raw.update(self.values if values is None else values)
+        raw.layout, raw.training = self.layout, training
+        return self.part.source.make(self.part, self.site, raw, ctx, prepared)
+
     def t(
         self,
         ctx: Context | None,
         dtype: torch.dtype | None = None,
         values: Any = None,
     ) -> T:
-        """The tensors that the part reads: made by its source, cast to the activation's dtype (the small thing is cast)."""
-        raw = T(self.placed.common)
-        raw.update(self.values if values is None else values)
-        raw.layout, raw.training = self.layout, self.placed.training
-        source = self.part.source
-        made = source.make(self.part, self.site, raw, ctx, ctx.made.get(self.placed.key) if ctx else None)
-        t = T(made)
+        """The tensors that the part reads: made by its source, cast to the activation's dtype (the small thing is cast).
+
+        What a seed makes once for all sites is not small: a part casts it where it uses it, so that no cast is kept.
+        """
+        prepared = ctx.made.get(self.placed.key) if ctx else None
+        t = T(self.made(ctx, prepared, values, training=self.placed.training))
         if dtype is not None:
             for k, v in t.items():
-                if v.dtype != dtype and v.is_floating_point():
+                if v.dtype != dtype and v.is_floating_point() and k not in self.placed.fixed:
                     t[k] = v.to(dtype)
         t.layout, t.training = self.layout, self.placed.training
         if values is None and len(self.anchor) and getattr(self.part, "takes_start_off", False):
@@ -131,6 +139,10 @@ class Placed(nn.Module):
         """`wanted`, for sources that prepare something; the plain source does not look at it."""
         return {} if type(self.part.source) is Free else self.wanted()
 
+    def prepare(self, ctx: Context | None) -> Any:
+        """What the source makes once for all sites of a forward. ctx: None where there is no forward (settling, export)."""
+        return self.part.source.prepare(self.part, T(self.common), self.wanted_once(), ctx)
+
     def ats(self) -> list[At]:
         return list(self.at.values())  # type: ignore[arg-type]
 
@@ -164,17 +176,21 @@ class Placed(nn.Module):
                         f"{self.part.name} at {where}: {k} has shape {tuple(v.shape)}, expected {tuple(specs[k].shape)}."
                     )
                 floating = specs[k].dtype.is_floating_point
-                v = v.detach().to(specs[k].dtype)
-                # in rows, as a file gives it back: another layout takes other kernels
-                own = v.clone(memory_format=torch.contiguous_format)
-                into[k] = nn.Parameter(own, requires_grad=specs[k].trained and floating)
+                # laid out as a file's: the strides of a decomposition would round otherwise once resumed
+                v = v.detach().to(specs[k].dtype).clone(memory_format=torch.contiguous_format)
+                into[k] = nn.Parameter(v, requires_grad=specs[k].trained and floating)
                 self.specs[f"common.{k}" if at is None else f"at.{at.key}.values.{k}"] = specs[k]._replace(
-                    start=None
+                    start=None, of_weight=None
                 )
             if at is not None and self._anchored():
                 at.anchor = nn.ParameterDict(
                     {k: nn.Parameter(p.detach().clone(), requires_grad=False) for k, p in at.values.items()}
                 )
+
+    @property
+    def fixed(self) -> frozenset[str]:
+        """Tensors shared by all sites that a seed makes and no file holds."""
+        return frozenset(k for k in self.common if not self.specs[f"common.{k}"].stored)
 
     def _anchored(self) -> bool:
         return bool(getattr(self.part.start, "anchored", False))

@@ -292,8 +292,13 @@ def _residual_width(inside: dict[str, nn.Module], out: list[tuple[str, str, dict
 
 def _mlp_role(leaf: str, name: str, module: nn.Module, width: int) -> str:
     wide, out = _in(module), _out(module)
-    if wide == width and out == width:
-        return "mlp.down" if DOWN.search(leaf) else "mlp.up"
+    if (
+        wide == width and out == width
+    ):  # square: the name decides, or that of what holds it (BERT's output.dense)
+        holder = name.rpartition(".")[0].rpartition(".")[2]
+        if DOWN.search(leaf) or DOWN.search(holder):
+            return "mlp.down"
+        return "mlp.gate" if GATE.search(leaf) else "mlp.up"
     if wide == width:
         if ROUTER.match(leaf):
             return "router"

@@ -34,6 +34,15 @@ def pool(hidden: Tensor, mask: Tensor | None, how: str) -> Tensor:
     return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x W^T + b. x: (..., inputs); weight: (outputs, inputs), or one per row, (rows, outputs, inputs), of a bank."""
+    if weight.dim() == 2:
+        return linear(x, weight, bias)
+    if x.dim() == 3:
+        return x @ weight.mT + bias[:, None]
+    return (weight @ x[..., None]).squeeze(-1) + bias
+
+
 @method("linear_head", rate=1e-3)
 class LinearHead(OutputHead):
     classes: PositiveInt = 2  # outputs: labels, or values to regress
@@ -46,8 +55,4 @@ class LinearHead(OutputHead):
 
     def logits(self, hidden, mask, t, ctx):
         x = hidden if self.pooling == "none" else pool(hidden, mask, self.pooling)
-        if t.W.dim() == 3:  # one head per row
-            if x.dim() == 3:
-                return x @ t.W.mT + t.b[:, None]
-            return (t.W @ x[..., None]).squeeze(-1) + t.b
-        return linear(x, t.W, t.b)
+        return affine(x, t.W, t.b)

@@ -30,6 +30,7 @@ PLACES = {
     "StateEdit": "state",
     "Stack": "stack",
     "OutputHead": "output",
+    "UnitCut": "units",
 }
 """Base class in luthier.host.places -> the word for that place."""
 
@@ -98,6 +99,7 @@ def describe(cls: type) -> dict[str, Any]:
         "title": title,
         "summary": re.sub(r"\s*\([^()]*\d{4}.*$", "", title).rstrip(". "),
         "place": " + ".join(places),
+        "carrier": " + ".join(dict.fromkeys(carrier(p) for p in parts)) or " + ".join(places),
         "targets": next((t for t in (getattr(p, "targets", "") for p in parts or [cls]) if t), ""),
         "source": " + ".join(dict.fromkeys(_said(getattr(p, "source", "")) for p in parts or [cls])),
         "start": " + ".join(dict.fromkeys(_start(p) for p in parts or [cls])),
@@ -138,6 +140,17 @@ def title_of(name: str, doc: str) -> str:
 def place(cls: type) -> str:
     """The words for the places that `cls` derives from; 'several' where its parts say."""
     return " + ".join(PLACES[c.__name__] for c in cls.__mro__ if c.__name__ in PLACES) or "several"
+
+
+def carrier(part: Any) -> str:
+    """The place of a part, in finer words where a place has several."""
+    if (deep := getattr(part, "deep", None)) is not None:
+        return "deep tokens" if deep else "input tokens"
+    if getattr(part, "attend", None) is not None:
+        return "attention's output"
+    if getattr(part, "keys_values", None) is not None:
+        return "keys and values"
+    return place(type(part))
 
 
 def signal(phases: list[Any]) -> str:

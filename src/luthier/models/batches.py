@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 
-def stack(values: Sequence[Any]) -> Tensor:
-    """Numbers or arrays of one shape as one tensor: (rows, ...)."""
+def stack(values: Sequence[Any]) -> Any:
+    """Numbers or arrays of one shape as one tensor, (rows, ...); arrays of texts as a list of tuples, which no tensor holds."""
     if isinstance(values[0], Tensor):
         return torch.stack(list(values))
+    if isinstance(values[0], np.ndarray) and values[0].dtype.kind == "U":
+        return [tuple(v.tolist()) for v in values]
     return torch.from_numpy(np.stack([np.asarray(v) for v in values]))
 
 

@@ -207,7 +207,7 @@ def _build(
     folder: safety.Folder, source: str, dtype: torch.dtype, digests: dict[str, str], notes: list[str]
 ) -> Any:
     """The base model with every one of its tensors from the files."""
-    with _model_errors(source, "be built from its config.json"), _quiet():
+    with _model_errors(source, "be built from its config.json"), quiet():
         if folder.remote_code and "auto_map" in folder.config:
             config, cls = _remote(folder, source)
         else:
@@ -305,7 +305,7 @@ def _read_generation(base: Any, folder: safety.Folder, notes: list[str]) -> None
 
     settings = folder.optional("generation_config.json")
     try:
-        with _quiet():
+        with quiet():
             if settings is None:
                 base.generation_config = GenerationConfig.from_model_config(dict(folder.config))
             else:
@@ -335,7 +335,7 @@ def _described(base: Any, name: str, folder: safety.Folder, notes: list[str]) ->
         with _model_errors(name, "be given its image settings"):
             preprocess = ImagePreprocess.for_model(base, folder.optional("preprocessor_config.json"))
     elif folder.tokenizer:
-        with _model_errors(name, "be given its tokenizer"), _quiet():
+        with _model_errors(name, "be given its tokenizer"), quiet():
             preprocess = TextPreprocess.for_model(load_tokenizer(folder, name), base, kind, limit)
             _ = preprocess.digest  # encodes the probes: a tokenizer that breaks only in use is found out here
     else:
@@ -375,7 +375,7 @@ def _model_errors(source: str, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The library's progress bar and load report are silenced here: what they would say is raised or
     noted."""
     from huggingface_hub.utils import are_progress_bars_disabled

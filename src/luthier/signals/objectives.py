@@ -7,7 +7,7 @@ processes, without changing its gradient: every piece's sum is divided by the wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from luthier.errors import DataError
+from luthier.signals.choose import numbers, parsed
 
 IGNORED = -100
 """Label of a token that is not trained on."""
@@ -41,6 +42,10 @@ class Objective:
         weights = self.row_weights(batch)
         total = (self.row_losses(out.logits.float(), batch["labels"]) * weights).sum()
         return total, float(weights.sum())
+
+    def loss(self, run: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """What a run's step on this batch goes down, a mean: here of one forward; others may take more, or add terms."""
+        return self.mean(run.adapted(batch), batch)
 
     def mean(self, out: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """sum / normaliser of this batch alone; zero where nothing is trained on."""
@@ -174,10 +179,15 @@ def objective_for(task: Any, aims: Aims | None = None) -> Objective:
     """The objective of a task's kind: classification, multilabel, regression, text2text or tagging."""
     aims = aims or Aims()
     weights = tuple(float(w) for w in aims.class_weights)
-    if task.kind == "classification" and aims.signal == "t_few":
+    signal, _ = parsed(aims.signal)
+    if signal == "infoprompt":
+        from luthier.signals.info_prompt import InfoPrompt
+
+        return InfoPrompt(objective_for(task, replace(aims, signal="auto")))
+    if task.kind == "classification" and signal == "t_few":
         from luthier.signals.t_few import TFew
 
-        return TFew(weights)
+        return TFew(weights, **numbers(aims.signal))
     if task.kind == "classification":
         return CrossEntropy(weights)
     if task.kind == "multilabel":

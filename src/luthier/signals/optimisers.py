@@ -42,6 +42,13 @@ def adamw(
     return torch.optim.AdamW(list(groups.values()), fused=fused(named.values()))
 
 
+def at_a_share(named: Mapping[str, Tensor], run: Any, *, part: int, share: float) -> torch.optim.Optimizer:
+    """AdamW where a method's first part has its own rate or the run's, and `part` has `share` times that."""
+    first, own = (next((run.rates(n)[0] for n in named if f".parts.{i}." in n), None) for i in (0, part))
+    factor = share * first / own if first and own else 1.0
+    return adamw(named, run, factors={rf"\.parts\.{part}\.": factor})
+
+
 def fused(tensors: Any) -> bool:
     """One kernel per tensor instead of ten: where PyTorch has it (CPU and CUDA floating point)."""
     return all(t.is_floating_point() and t.device.type in ("cpu", "cuda") for t in tensors)

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 from torch.nn.functional import linear as affine
 
-from luthier.host.part import Draw, Spec
-
-
-def uniform(bound: float) -> Draw:
-    """Uniform values between -bound and bound."""
-    return lambda shape, rng: (2 * torch.rand(shape, generator=rng) - 1) * bound
+from luthier.host.part import Spec, uniform
 
 
 def layer(name: str, outputs: int, inputs: int) -> dict[str, Spec]:

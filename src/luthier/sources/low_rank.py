@@ -11,7 +11,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 
 from luthier.errors import OptionError
-from luthier.host.part import Source, Spec, register, zeros
+from luthier.host.part import Source, Spec, register, uniform, zeros
 from luthier.sources.rows import from_rows, shapes, size, to_rows
 
 
@@ -24,13 +24,7 @@ class LowRank(Source):
     bound: PositiveFloat = 0.5  # largest value of random factors
 
     def specs(self, part, site, layout, wanted):
-        def drawn(shape, rng):
-            return (2 * torch.rand(shape, generator=rng) - 1) * self.bound
-
-        def kaiming(shape, rng):
-            return (2 * torch.rand(shape, generator=rng) - 1) / shape[-1] ** 0.5
-
-        first, second = {"random": (drawn, drawn), "zero": (zeros, kaiming)}.get(self.initial, (None, None))
+        drawn = uniform(self.bound)
         made = {}
         for name, spec in wanted.items():
             length, width = size(part, name, spec.shape)
@@ -38,6 +32,9 @@ class LowRank(Source):
                 raise OptionError(
                     f"source low_rank: rank={self.rank} is above {min(length, width)}, the largest rank of {length} x {width} numbers at {site.name}."
                 )
+            first, second = {"random": (drawn, drawn), "zero": (zeros, uniform(width**-0.5))}.get(
+                self.initial, (None, None)
+            )
             made[f"{name}_A"] = Spec((length, self.rank), first)
             made[f"{name}_B"] = Spec((self.rank, width), second)
         return made

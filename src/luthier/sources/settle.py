@@ -8,7 +8,8 @@ import torch
 
 from luthier.errors import OptionError
 from luthier.host.adaptation import Adaptation
-from luthier.host.part import Free, T
+from luthier.host.options import to_card
+from luthier.host.part import Free
 
 
 @torch.no_grad()
@@ -25,18 +26,11 @@ def settled(adaptation: Adaptation, base: Any) -> Adaptation:
         raise OptionError(
             f"{method.name}: what its source makes depends on the input, or its parts have sources of their own. It cannot be settled."
         )
-    made = Adaptation.new(
-        method.plain(), base, head=adaptation.head, seed=adaptation.seed, layouts=adaptation.layouts()
-    )
-    made.task, made.preprocess, made.about = adaptation.task, adaptation.preprocess, dict(adaptation.about)
+    made = Adaptation.from_card({**adaptation.card(), "method": to_card(method.plain())}, base)
     for old, new in zip(adaptation.placed(), made.placed(), strict=True):
-        source = old.part.source
-        prepared = source.prepare(old.part, T(old.common), old.wanted_once(), None)
+        prepared = old.prepare(None)
         for a, b in zip(old.ats(), new.ats(), strict=True):
-            raw = T(old.common)
-            raw.update(a.values)
-            raw.layout = a.layout
-            values = source.make(old.part, a.site, raw, None, prepared)
+            values = a.made(None, prepared)
             for name, p in b.values.items():
                 p.data = values[name].detach().clone()  # in the precision that it was made in
     return made

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from pydantic import PositiveFloat
 
-from luthier.host.part import Start, register
+from luthier.host.part import Start, register, uniform
 
 
 @register("uniform")
@@ -13,4 +12,4 @@ class Uniform(Start):
     bound: PositiveFloat = 0.5  # largest value
 
     def fill(self, site, specs, weight, statistics, rng):
-        return {n: (2 * torch.rand(s.shape, generator=rng) - 1) * self.bound for n, s in specs.items()}
+        return {n: uniform(self.bound)(s.shape, rng) for n, s in specs.items()}

@@ -19,6 +19,7 @@ from torch import Tensor
 from luthier.errors import DataError, RunError
 from luthier.models.words import encode_words
 from luthier.train.choices import Answers, ranks
+from luthier.train.histories import histories_for
 
 WINDOW = 50
 """Batches that are sorted by length together."""
@@ -45,6 +46,9 @@ class Encoded:
     """Number of the first row among all rows of a run: `example` names one row, whatever split it is of."""
     per_row: int = 1
     """Sequences that a batch holds for each row: one per class where answers are ranked."""
+    histories: tuple[Tensor, Tensor] | None = None
+    """(rows, items, width) vectors of each row's history and (rows, items) which are there; batches carry `history` and
+    `history_mask`."""
     starts: list[np.ndarray] | None = None
     """Of tagging: for each row (words,), the token that each word's tag is read at; -1 for none."""
 
@@ -56,6 +60,8 @@ class Encoded:
         made = dict(self.collate([self.rows[i] for i in indices], **options))
         where = torch.as_tensor(np.asarray(indices, dtype=np.int64))
         made["example"] = where + self.first_example
+        if self.histories is not None:
+            made["history"], made["history_mask"] = (h[where] for h in self.histories)
         if self.targets is not None:
             made["labels"] = self.targets[where]
         if str(device) != "cpu":
@@ -63,8 +69,13 @@ class Encoded:
         return made
 
 
-def encode(pre: Any, split: Any, task: Any, *, targets: bool = True, head: Any = None) -> Encoded:
-    """Encode a whole split by a model's preprocessing, for the output part `head`. targets=False: inputs only (prediction)."""
+def encode(
+    pre: Any, split: Any, task: Any, *, targets: bool = True, head: Any = None, adaptation: Any = None
+) -> Encoded:
+    """Encode a whole split by a model's preprocessing, for the output part `head`. targets=False: inputs only (prediction).
+
+    adaptation: what will read the batches; one that reads histories finds them there.
+    """
     if len(split) == 0:
         raise DataError("The data has no rows to encode. Check the split and the limits.")
     collate, per_row, more = stack_rows if pre is None else pre.collate, 1, 0
@@ -91,7 +102,18 @@ def encode(pre: Any, split: Any, task: Any, *, targets: bool = True, head: Any =
     starts = getattr(rows, "starts", None)
     if starts is not None:
         report = {**report, "beyond": int(sum((at < 0).sum() for at in starts))}
-    return Encoded(rows, labels, collate, lengths, dict(report or {}), digest, per_row=per_row, starts=starts)
+    histories = None if adaptation is None else histories_for(adaptation, split)
+    return Encoded(
+        rows,
+        labels,
+        collate,
+        lengths,
+        dict(report or {}),
+        digest,
+        per_row=per_row,
+        starts=starts,
+        histories=histories,
+    )
 
 
 def number_examples(splits: Iterable[Encoded]) -> None:

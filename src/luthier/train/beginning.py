@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -12,7 +13,9 @@ import torch
 
 from luthier.data.entities import most_frequent_tag
 from luthier.errors import ModelError, OptionError
+from luthier.host.options import make
 from luthier.host.places import OutputHead
+from luthier.signals.choose import parsed
 from luthier.signals.objectives import Standardisation
 from luthier.train.batches import encode
 from luthier.train.choices import ranks
@@ -41,14 +44,20 @@ def head_for(model: Any, data: Any, signal: str = "auto") -> Any:
     task = data.task
     if task.kind == "text2text":
         return None
-    if signal != "auto":
+    name, given = parsed(signal)
+    if name in ("choices", "t_few"):
         from luthier.methods.choices import Choices
 
         return Choices(classes=len(task.labels))
+    pooling: Any = "none" if task.kind == "tagging" else model.pooling
+    shape = {"classes": len(task.labels) or 1, "pooling": pooling, "width": hidden_width(model, data)}
+    if name == "infoprompt":
+        from luthier.methods.info_head import InfoHead
+
+        return make(InfoHead, {**given, **shape})
     from luthier.methods.heads import LinearHead
 
-    pooling: Any = "none" if task.kind == "tagging" else model.pooling
-    return LinearHead(classes=len(task.labels) or 1, pooling=pooling, width=hidden_width(model, data))
+    return LinearHead(**shape)
 
 
 def hidden_width(model: Any, data: Any) -> int:
@@ -67,20 +76,34 @@ def hidden_width(model: Any, data: Any) -> int:
 
 
 def new_adaptation(
-    method: Any, model: Any, data: Any, settings: Settings, head: Any, members: Mapping[str, Any] | None
+    method: Any,
+    model: Any,
+    data: Any,
+    settings: Settings,
+    head: Any,
+    members: Mapping[str, Any] | None,
+    after: Any = None,
 ) -> Any:
-    """A fresh adaptation that carries its task and its preprocessing."""
+    """A fresh adaptation that carries its task and its preprocessing. after: an adaptation that it begins with."""
     from luthier.host import Adaptation
+    from luthier.host.following import following
+    from luthier.train.carry import carried, goes_on, take_over
 
-    made = Adaptation.new(
+    on = after is not None and goes_on(after, method)
+    start = after if not on else None
+    made = (partial(following, after) if on else Adaptation.new)(
         method,
         model.base,
         head=head,
         seed=settings.seed,
         members=members,
-        statistics=statistics_for(method, model, data, settings.batch_size, head, settings.seed),
+        statistics=statistics_for(method, model, data, settings.batch_size, head, settings.seed)
+        if start is None
+        else carried(start, model.base, method),
         reached=reached_modules(method, model, data, head),
     )
+    if start is not None:
+        take_over(made, start)
     made.task, made.preprocess = data.task.model_dump(mode="json"), preprocess_card(model)
     made.about = {**made.about, "base": base_name(model)}
     if data.task.kind == "regression":
@@ -122,15 +145,15 @@ def statistics_for(
     from luthier.host import Adapted
     from luthier.host.calibrate import calibrate
 
-    asking = [p for p in method.parts() if p.start.needs]
+    asking = [p for p in method.parts() if p.start.needs or p.start.uses]
     if not asking:
         return None
     adapted = Adapted(model.base)
     found: dict[str, dict[str, Any]] = {}
     for part in asking:
-        sites = part.sites(adapted.structure)
-        said = {need: FROM_TASK[need](model, data) for need in part.start.needs if need in FROM_TASK}
-        asked = {need: how for need, how in part.start.asks(part).items() if need not in said}
+        sites, asks = part.sites(adapted.structure), part.start.asks(part)
+        said = {need: FROM_TASK[need](model, data) for need in asks if need in FROM_TASK}
+        asked = {need: how for need, how in asks.items() if need not in said}
         here: dict[str, dict[str, Any]] = {s.name: {} for s in sites}
         if asked:
             batches, body = calibration_batches(part.start, model, data, batch_size, head, seed)
@@ -186,7 +209,60 @@ def vocabulary_of(model: Any, data: Any) -> torch.Tensor:
     return table.weight.detach()
 
 
+def demonstrations_of(model: Any, data: Any) -> Callable[[int, int], list[tuple[list[int], list[int]]]]:
+    """(shots, seed) -> for each training row drawn (ids, kinds): 0 for a token of the input, -1 of the format, 1 of the answer.
+
+    OptionError for a task whose answers are no texts, for models that do not write after what they read, and for too few rows.
+    """
+    pre, train, labels = model.preprocess, data.train, data.task.labels
+    if (
+        data.task.kind not in ("text2text", "classification")
+        or model.kind != "decoder"
+        or not model.generates
+    ):
+        raise OptionError(
+            f"Demonstrations are inputs with their answers as texts, for a decoder that writes: not for {data.task.kind} by "
+            f"{model.name} ({model.kind}). Use prompt_tuning."
+        )
+    special, tokenize = set(pre.tokenizer.all_special_ids), tokenizer_of(model, data)
+    between = len(tokenize(pre.separator)) if pre.separator else 0
+
+    def text(x: Any) -> str:
+        return x if isinstance(x, str) else (pre.separator or "\n").join(x)
+
+    def rows(shots: int, seed: int) -> list[tuple[list[int], list[int]]]:
+        if shots > len(train):
+            raise OptionError(
+                f"{shots} demonstrations are asked for, and there are {len(train)} training rows."
+            )
+        found = drawn_in_turn(train.targets if labels else [0] * len(train), shots, seed)
+        answers = [str(labels[int(train.targets[i])]) if labels else train.targets[i] for i in found]
+        made = []
+        for row in pre.encode_text2text([text(train.inputs[i]) for i in found], answers):
+            ids, front = row["input_ids"], sum(row["instruction"])
+            kinds = [-1 if i in special else 0 for i in ids[:front]]
+            kinds[front - between :] = [-1] * between
+            made.append((list(ids), kinds + [1] * (len(ids) - front)))
+        return made
+
+    return rows
+
+
+def drawn_in_turn(classes: Any, rows: int, seed: int) -> list[int]:
+    """Numbers of so many different rows, one class after the other for as long as each has any."""
+    rng = random.Random(seed)
+    left: dict[int, list[int]] = {}
+    for i in rng.sample(range(len(classes)), len(classes)):
+        left.setdefault(int(classes[i]), []).append(i)
+    found: list[int] = []
+    while len(found) < rows:
+        for label in rng.sample(sorted(left), len(left)):
+            found += [left[label].pop()] if left[label] else []
+    return found[:rows]
+
+
 FROM_TASK: dict[str, Callable[[Any, Any], Any]] = {
+    "demonstrations": demonstrations_of,
     "label_ids": label_ids,
     "tokenize": tokenizer_of,
     "vocabulary": vocabulary_of,

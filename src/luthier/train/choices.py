@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from luthier.errors import DataError, OptionError
+from luthier.signals.choose import parsed
 from luthier.signals.objectives import IGNORED
 
 
@@ -21,8 +22,12 @@ def ranks(head: Any) -> bool:
 
 
 def check_signal(signal: str, model: Any, task: Any, head: Any) -> None:
-    """Refuse a task, a model or a head (OptionError) and labels (DataError) that cannot be ranked as answers."""
-    if signal == "auto" and not ranks(head):
+    """Refuse a task, a model or a head (OptionError) and labels (DataError) that a signal cannot train."""
+    name, _ = parsed(signal)
+    if name == "infoprompt":
+        check_terms(signal, task, head)
+        return
+    if name == "auto" and not ranks(head):
         return
     asked = f"signal={signal!r}" if signal != "auto" else f"head={head}"
     if task.kind != "classification" or task.modality not in ("text", "pair"):
@@ -39,6 +44,17 @@ def check_signal(signal: str, model: Any, task: Any, head: Any) -> None:
     if head != "auto" and head.classes != len(task.labels):
         raise OptionError(f"{head} ranks {head.classes} answers, and the task has {len(task.labels)} labels.")
     Answers(model.preprocess, task.labels)
+
+
+def check_terms(signal: str, task: Any, head: Any) -> None:
+    """Refuse a task or a head that the terms of InfoPrompt have nothing to read of."""
+    if task.kind in ("text2text", "tagging"):
+        raise OptionError(
+            f"signal={signal!r} reads one pooled state a row behind a head of its own: it trains classification, multilabel and "
+            f'regression, not a {task.kind}. Leave the signal out, or use signal="choices" where a model writes labels.'
+        )
+    if head != "auto" and not hasattr(head, "bottleneck"):
+        raise OptionError(f"signal={signal!r} brings its own output part, info_head: leave out head={head}.")
 
 
 class Answers:

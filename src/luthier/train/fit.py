@@ -18,6 +18,7 @@ from luthier.train import shard as sharding
 from luthier.train.batches import Batches, Encoded, encode, number_examples
 from luthier.train.beginning import as_method, base_name, head_for, new_adaptation
 from luthier.train.cache import prefix_cache
+from luthier.train.carry import companions_of, goes_on, one_of, starting_there, with_head_of
 from luthier.train.choices import check_signal
 from luthier.train.fitted import TARGETS, Fitted, load_fitted, preprocess_card, unknown_tag
 from luthier.train.folder import Log, RunFolder
@@ -60,6 +61,8 @@ def fit(
     head: Any = "auto",
     members: Mapping[str, Any] | None = None,
     streams: Mapping[str, Any] | None = None,
+    after: Any = None,
+    companions: Mapping[str, Any] | None = None,
     shard: bool = False,
     resume_anyway: bool = False,
     progress: bool | Silent = True,
@@ -72,9 +75,12 @@ def fit(
     that of the whole batch. patience: evaluations without improvement after which the last phase stops; the best stays.
     shard: under torchrun, hold a part of the base on each process (`train.shard`); it stays so. Load the model on the CPU then.
     checkpoint_every: steps; None: by the clock. signal: "auto", a linear head on hidden states; for classification by a model
-    that writes, "choices" ranks the labels' texts as its answers, and "t_few" trains that with T-Few's losses.
+    that writes, "choices" ranks the labels' texts as its answers, and "t_few" trains that with T-Few's losses; "infoprompt"
+    adds InfoPrompt's terms to a soft prompt's. Options stand behind the name: "infoprompt head=0" (`luthier.signals.choose`).
     progress: whether to show any, or what shows it (`train.progress`). streams: further splits by name, for plans that ask
-    for them.
+    for them. after: an adaptation (or what fit returned) for this base that this one begins with: what it comes to takes the place of the
+    method's start, unless the method says itself what it takes over (`Part.carry`).
+    companions: adaptations by name that the method's plan reads and does not train, such as a teacher.
     Raises OptionError, DataError, ModelError or RunError, each with one line that names the fix.
     """
     settings = Settings(
@@ -87,6 +93,10 @@ def fit(
     check_task(model, data)
     check_signal(signal, model, data.task, head)
     method = as_method(method)
+    if after is not None:
+        after = one_of(model, after, "after")
+        method = method if goes_on(after, method) else starting_there(method)
+    companions = companions_of(method, companions or {}, model)
     with ExitStack() as stack:
         processes = Processes(model.device)
         processes.sharded = shard
@@ -95,11 +105,11 @@ def fit(
         processes.check_rows(batch_size, len(data.train))
         stack.enter_context(own_randomness(seed + processes.rank, processes.device))
         head = head_for(model, data, signal) if head == "auto" else head
-        description = describe(settings, model, data, method, head, streams or {}, members)
+        description = describe(settings, model, data, method, head, streams or {}, members, companions, after)
         about = {"model": base_name(model), "data": plain(str(data.name))}
         adaptation = None
         if out is None or not (Path(out) / "run.json").exists():  # refused before a folder is made
-            adaptation = new_adaptation(method, model, data, settings, head, members)
+            adaptation = new_adaptation(method, model, data, settings, head, members, after)
             if shard:
                 sharding.check(adaptation, model.base, processes)
         folder = None
@@ -117,7 +127,7 @@ def fit(
                 stack.callback(folder.close)
             if (Path(out) / "DONE").is_file():
                 return load_fitted(out, model)
-        adaptation = adaptation or new_adaptation(method, model, data, settings, head, members)
+        adaptation = adaptation or new_adaptation(method, model, data, settings, head, members, after)
         if shard:
             sharding.check(adaptation, model.base, processes)
         try:
@@ -131,6 +141,7 @@ def fit(
                 out,
                 head,
                 streams or {},
+                companions,
                 progress,
                 checkpoint_every,
             )
@@ -158,17 +169,18 @@ class Job:
         out: str | Path | None,
         head: Any,
         streams: Mapping[str, Any],
+        companions: Mapping[str, Any],
         progress: bool | Silent,
         checkpoint_every: int | None,
     ):
         from luthier.host import Adapted
 
         self.model, self.data, self.settings, self.processes = model, data, settings, processes
-        self.folder, self.out, self.task = folder, out, data.task
+        self.folder, self.out, self.task, self.companions = folder, out, data.task, companions
         if not processes.sharded:
             model.base.to(processes.device)
         self.splits: dict[str, Encoded] = {
-            name: encode(model.preprocess, split, data.task, head=head)
+            name: encode(model.preprocess, split, data.task, head=head, adaptation=adaptation)
             for name, split in {"train": data.train, **streams, "validation": data.validation}.items()
             if split is not None
         }
@@ -229,6 +241,13 @@ class Job:
 
     def __enter__(self) -> Job:
         self.adapted.attach("main", self.adaptation.to(self.processes.device))
+        try:
+            for name, one in self.companions.items():
+                taught = with_head_of(one, self.run.head, self.model.base)
+                self.adapted.attach(name, taught.to(self.processes.device))
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: Any) -> None:

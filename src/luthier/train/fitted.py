@@ -112,6 +112,16 @@ class Fitted:
 
         return merged_copy(self.model.base, self.adaptation, **given)
 
+    def smaller(self) -> Fitted:
+        """The same on a copy of the model without what it cuts, so that matrices are smaller (`luthier.host.narrow`).
+        ModelError where the method cuts nothing."""
+        from luthier.host.narrow import smaller
+
+        base, adaptation = smaller(self.model.base, self.adaptation)
+        model = replace(self.model, base=base, name=f"{self.model.name}, cut")
+        model.forget_fingerprint()
+        return replace(self, adaptation=adaptation, model=model)
+
     def save(self, folder: str | Path) -> Path:
         """Write the adaptation (card, tensors, model card) to a folder."""
         from luthier.host.files import save
@@ -154,7 +164,7 @@ def answers(adapted: Any, fitted: Fitted, split: Any, batch_size: int = BATCH, *
         none = np.zeros((0, len(task.labels)) if task.labels else 0, np.float32)
         return [] if task.kind in ("text2text", "tagging") else none
     head = next((placed.part for placed in adapted.heads), None)
-    data = encode(fitted.preprocess, split, task, targets=False, head=head)
+    data = encode(fitted.preprocess, split, task, targets=False, head=head, adaptation=fitted.adaptation)
     options = {"device": model.device, "batch_size": batch_size, **options}
     if task.kind == "text2text":
         return generate(
@@ -177,6 +187,7 @@ class Inputs:
 
     inputs: Any
     targets: Any = None
+    histories: Any = None
 
     def __len__(self) -> int:
         return len(self.inputs)

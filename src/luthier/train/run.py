@@ -110,7 +110,7 @@ class Run:
         return self.phase.uses or ("main",)
 
     def another(self, name: str) -> Any:
-        """An adaptation that a companion() made."""
+        """An adaptation that a companion() made, or that fit was given as one of the method's `companions`."""
         if name not in self.adapted.adaptations:
             have = ", ".join(self.adapted.adaptations)
             raise RunError(
@@ -142,7 +142,7 @@ class Run:
         with self.adapted.using(*self.uses), self.autocast():
             if self.phase.objective is not None:
                 return self.phase.objective(self, batch)
-            return self.objective.mean(self.adapted(batch), batch)
+            return self.objective.loss(self, batch)
 
     def gradient(self, tensor: Tensor) -> Tensor:
         """d loss / d tensor on this step's batch: for scores of importance. Nothing else receives a gradient."""

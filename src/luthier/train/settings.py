@@ -12,6 +12,7 @@ import torch
 
 import luthier
 from luthier.errors import OptionError
+from luthier.signals.choose import parsed
 from luthier.train.fitted import preprocess_card
 from luthier.train.processes import Processes
 
@@ -59,10 +60,10 @@ class Settings:
         for name, choices in (
             ("precision", ("fp32", "bf16")),
             ("cache", ("auto", "off")),
-            ("signal", ("auto", "choices", "t_few")),
         ):
             if getattr(self, name) not in choices:
                 raise OptionError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(choices)}.")
+        parsed(self.signal)
         if not 0 <= self.warmup < 1:
             raise OptionError(f"warmup={self.warmup!r}: it is a share of the steps, from 0 to below 1.")
         if not 0 <= self.seed < 2**63:
@@ -77,6 +78,8 @@ def describe(
     head: Any,
     streams: Mapping[str, Any],
     members: Mapping[str, Any] | None = None,
+    companions: Mapping[str, Any] | None = None,
+    after: Any = None,
 ) -> dict[str, Any]:
     """What run.json compares: all that decides the result, by content; where files lie does not."""
     from luthier.host.options import to_card
@@ -88,6 +91,8 @@ def describe(
         "members": {name: member.hash() for name, member in (members or {}).items()},
         "data": {"digest": data.digest, "streams": {k: v.digest for k, v in streams.items()}},
         "task": data.task.model_dump(mode="json"),
+        **({"companions": {name: one.hash() for name, one in companions.items()}} if companions else {}),
+        **({"after": after.hash()} if after is not None else {}),
         **asdict(settings),
     }
 

@@ -7,9 +7,10 @@ from luthier.host.places.output import OutputHead
 from luthier.host.places.stack import Stack
 from luthier.host.places.state import StateEdit
 from luthier.host.places.tokens import TokenPrompt
+from luthier.host.places.units import UnitCut
 from luthier.host.places.weight import Subset, WeightEdit
 
 __all__ = [
     "ActivationEdit", "AttentionEdit", "Factors", "OutputHead", "Stack", "StateEdit", "Subset", "TokenPrompt",
-    "WeightEdit",
+    "UnitCut", "WeightEdit",
 ]  # fmt: skip

@@ -25,7 +25,8 @@ class AttentionEdit(Part):
     """keys_values(t, ctx) -> two of (heads, length, head_dim) or (rows, heads, length, head_dim), never masked;
     or attend(seen, out, t, ctx) -> out, (rows, tokens, heads, head_dim); seen: `luthier.host.bridge.Attended`.
 
-    Content positions start at 0: prefixes take none, unless `shift` says by how many they move.
+    Content positions start at 0: prefixes take none, unless `shift` says by how many they move, or `in_front` that scores biased by
+    distance see them right in front of the content.
     """
 
     keys_values: ClassVar[Any] = None
@@ -38,8 +39,17 @@ class AttentionEdit(Part):
         """By how much the positions of the content grow, in models that look positions up in a table."""
         return 0
 
+    def in_front(self) -> bool:
+        """Whether keys and values have a distance to the content, in models that bias their scores by it."""
+        return False
+
     def install(self, placed: Placed, adapted: Adapted) -> Iterator[Any]:
         yield from bridge(placed, adapted)
+        if self.in_front():
+            for at in placed.ats():
+                if at.site.role == "attention":
+                    tower = adapted.structure.tower(at.site.tower)
+                    adapted.attention[at.site.path].distances = self._biases(adapted, tower, at.site.path)
         if not self.shift():
             return
         tower = adapted.structure.tower(placed.sites[0].tower)
@@ -51,6 +61,20 @@ class AttentionEdit(Part):
             )
         for path in tables:
             yield adapted.base.get_submodule(path).register_forward_pre_hook(Shifted(placed.ats()[0]).move)
+
+    def _biases(self, adapted: Adapted, tower: Tower, path: str) -> nn.Module:
+        """The module whose bias by distance a site's attention adds: its own, or the first one of its tower."""
+        own = [
+            path,
+            *(s.path for s in adapted.structure.sites if s.role == "attention" and s.tower == tower.name),
+        ]
+        for module in map(adapted.base.get_submodule, own):
+            if hasattr(module, "compute_bias") and hasattr(module, "relative_attention_bias"):
+                return module
+        raise ModelError(
+            f"{self.name} stands in front of its input for scores that are biased by distance, which {adapted.structure.model} does not have. "
+            "Leave positions='own'."
+        )
 
 
 class Shifted:

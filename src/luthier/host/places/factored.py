@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from luthier.host.places.remade import plain
 from luthier.host.sites import is_transposed
 
 STANDS_FOR: ContextVar[float] = ContextVar("luthier_stands_for", default=1.0)
@@ -64,10 +65,16 @@ def usable(module: nn.Module, original: Any, x: Tensor) -> bool:
         and (module.bias is None or not module.bias.requires_grad)  # type: ignore[union-attr]
         and x.is_floating_point()
         and not x.is_meta
-        and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None  # vmap, jvp
-        and torch.autograd.forward_ad._current_level < 0
+        and plain()
     )
+
+
+def folding(x: Tensor, weight: Tensor) -> bool:
+    """Whether W + dW is made first: cheaper than a change of a long output; half precision would round it away."""
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    rows = x.numel() // max(1, x.shape[-1]) * STANDS_FOR.get()
+    return rows >= min(weight.shape) and dtype.itemsize >= 4 and weight.dtype == dtype
 
 
 def changed(
@@ -82,9 +89,7 @@ def changed(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     if dtype == x.dtype != weight.dtype:
         return None
-    rows = x.numel() // max(1, x.shape[-1]) * STANDS_FOR.get()
-    # cheaper than a change of a long output; half precision would round it away
-    folds = rows >= min(weight.shape) and dtype.itemsize >= 4 and weight.dtype == dtype
+    folds = folding(x, weight)
     tensors: list[Tensor] = []
     changes: list[Change] = []
     for f, outputs, coefficient in given:

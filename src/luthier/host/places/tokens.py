@@ -24,11 +24,15 @@ class TokenPrompt(Part):
 
     A token that is not visible is hidden from attention and takes no position. deep: `tokens_at(h, t, ctx)` at every block
     replaces the prompt's positions there; h is the sequence without prompts.
+
+    In a decoder's row that packs several sequences (positions that start again, no mask) each of them sees one and the same prompt.
     """
 
     deep: ClassVar[bool] = False
     hides: ClassVar[bool] = False
     """Whether `tokens` may return `visible`."""
+    speaks: ClassVar[bool] = False
+    """Whether an objective reads what a decoder makes of the prompt's own tokens: (rows, length, width), noted as `prompt`."""
 
     def tokens(self, t: T, ctx: Context) -> Tensor | tuple[Tensor, Tensor]:
         raise NotImplementedError

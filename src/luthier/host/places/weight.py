@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from luthier.errors import ModelError
+from luthier.errors import ModelError, OptionError
 from luthier.host.applicable import Reason, because, rows_share
 from luthier.host.exchange import EDITED, exchange
 from luthier.host.functional import call_with
-from luthier.host.part import Free, Part, T
-from luthier.host.places.factored import Factors, changed, usable
-from luthier.host.places.folded import remade
+from luthier.host.part import Part, T
+from luthier.host.places.factored import Factors, changed, folding, usable
+from luthier.host.places.remade import folded
 from luthier.host.sites import is_linear, is_transposed
 
 if TYPE_CHECKING:
     from luthier.host.adapted import Adapted
     from luthier.host.context import Context
     from luthier.host.placed import At, Placed
+    from luthier.host.sites import Site
 
 
 class Weighted(Part):
@@ -71,13 +72,14 @@ class WeightEdit(Weighted):
     before(x, t) -> x, instead of a shortcut, where the change is a change of the layer's input.
     delta_bias(weight, bias, t) -> the change of the bias, (out,). Without `delta` and `delta_bias` the part cannot merge.
     factors(t) -> Factors of a low-rank delta, beside a shortcut: where they serve a whole batch, layer and change are one
-    function (`luthier.host.places.factored`). A delta without a shortcut is made again in the backward pass
-    (`luthier.host.places.folded`), so that no changed weight is kept.
+    function (`luthier.host.places.factored`). A delta without a shortcut is folded into the weight, which is made again in the backward
+    pass (`luthier.host.places.remade`), so that no changed weight is kept.
+    folds: whether, beside a shortcut, W + delta is the cheaper way on a long batch, and is taken there in the same way.
     takes_start_off: `delta` itself takes an anchored start off, by `t.start`, because its change is not linear in what trains.
     """
 
     takes_start_off: ClassVar[bool] = False
-
+    folds: ClassVar[bool] = False
     delta: ClassVar[Any] = None
     delta_bias: ClassVar[Any] = None
     shortcut: ClassVar[Any] = None
@@ -96,6 +98,14 @@ class WeightEdit(Weighted):
                 Reason.NOT_LINEAR,
             )
 
+    def check_rank(self, rank: int, sites: Sequence[Site]) -> None:
+        """Refuse a rank above the smaller side of a weight."""
+        for s in sites:
+            if rank > min(s.in_features, s.out_features):
+                raise OptionError(
+                    f"{self.name}: rank={rank} is above min(in, out)={min(s.in_features, s.out_features)} at {s.name}. Choose a smaller rank."
+                )
+
     def apply(self, x: Tensor, y: Tensor, t: T) -> Tensor:
         """Activations with the change; tensors with a leading row dimension serve each row with its own."""
         if self.shortcut is not None:
@@ -111,26 +121,31 @@ class WeightEdit(Weighted):
         bias = self.delta_bias(None, None, t) if self.delta_bias is not None else None
         return y + change if bias is None else y + change + bias
 
+    def change(self, at: At, weight: Tensor, t: T, start: T | None) -> Tensor:
+        """What is added to the module's whole weight, (out, in): `delta` with its coefficient, less that of an anchored start."""
+        rows = slice(*at.site.rows) if at.site.rows else slice(None)
+        change = self.delta(weight[rows], t)
+        if start is not None and not self.takes_start_off:
+            change = change - self.delta(weight[rows], start)
+        change = at.placed.scale * change.squeeze(0) if change.dim() > 2 else at.placed.scale * change
+        if at.site.rows:
+            full = torch.zeros_like(weight)
+            full[rows] = change
+            change = full
+        return change  # type: ignore[no-any-return]
+
     def parameters(
         self, at: At, module: nn.Module, now: Mapping[str, Tensor], ctx: Context | None
     ) -> dict[str, Tensor]:
         weight, bias, site, part = now["weight"], now.get("bias"), at.site, at.part
         own = weight.T if site.transposed else weight
         rows = slice(*site.rows) if site.rows else slice(None)
-        # a start is taken off in full precision: what is left of two rounded products would be mostly rounding
-        exact = torch.float32 if part.start.anchored and weight.itemsize < 4 else weight.dtype
+        exact = _exact(part, weight)
         t = at.t(ctx, exact)
         out = dict(now)
         if self.delta is not None:
-            change = self.delta(own[rows].to(exact), t)
-            if part.start.anchored and not self.takes_start_off:
-                change = change - self.delta(own[rows].to(exact), at.t(ctx, exact, at.anchor))
-            change = change.to(weight.dtype)
-            change = at.placed.scale * change.squeeze(0) if change.dim() > 2 else at.placed.scale * change
-            if site.rows:
-                full = torch.zeros_like(own)
-                full[rows] = change
-                change = full
+            start = at.t(ctx, exact, at.anchor) if part.start.anchored else None
+            change = self.change(at, own.to(exact), t, start).to(weight.dtype)
             out["weight"] = weight + (change.T if site.transposed else change)
         if self.delta_bias is not None:
             change = self.delta_bias(own[rows], None if bias is None else bias[rows], t)
@@ -203,24 +218,12 @@ class Port:
         """The module's forward without what is merged into it."""
         return call_with(self.module, self.own(True), args, kwargs)
 
-    def changed(
-        self, whole: list[tuple[At, Context]], unfolded: bool, original: Any, args: tuple, kwargs: dict
-    ) -> Any:
-        """The module with changed parameters; where that is a linear layer, they are not kept until the backward pass."""
-
-        def make() -> Mapping[str, Tensor]:
-            now = self.own(unfolded)
-            for at, ctx in whole:
-                now = at.part.parameters(at, self.module, now, ctx)  # type: ignore[attr-defined]
-            return now
-
-        plain = all(isinstance(a.part, WeightEdit) and type(a.part.source) is Free for a, _ in whole)
-        x = args[0] if args else next(iter(kwargs.values()))
-        if plain and usable(self.module, original, x):
-            trained = [p for a, _ in whole for p in (*a.values.values(), *a.placed.common.values())]
-            if (y := remade(x, make, is_transposed(self.module), trained)) is not None:
-                return y
-        return call_with(self.module, make(), args, kwargs)
+    def changed(self, edits: list[tuple[At, Context]], unfolded: bool, args: tuple, kwargs: dict) -> Any:
+        """The module's forward with the parameters that these edits make."""
+        now = self.own(unfolded)
+        for at, ctx in edits:
+            now = at.part.parameters(at, self.module, now, ctx)  # type: ignore[attr-defined]
+        return call_with(self.module, now, args, kwargs)
 
     def forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         on = [
@@ -233,29 +236,33 @@ class Port:
             original = self.unmerged
         if not on:
             return original(*args, **kwargs)
-        if (y := _factored(self.module, on, original, args, kwargs)) is not None:
-            return y
+        for way in (_factored, _folded):
+            if (y := way(self.module, on, original, args, kwargs)) is not None:
+                return y
         whole = [(a, c) for a, c in on if _folds(a) and a.placed.owner not in c.rows]
         if whole:  # the parameters change anyway: changes of the input are folded in too
-            whole = [(a, c) for a, c in on if (_folds(a) or _turns_input(a)) and a.placed.owner not in c.rows]
+            whole = [(a, c) for a, c in on if (_folds(a) or _turns(a)) and a.placed.owner not in c.rows]
         if whole:
-            y = self.changed(whole, unfolded, original, args, kwargs)
+            y = _folded(self.module, whole, original, args, kwargs)
+            if y is None:
+                y = self.changed(whole, unfolded, args, kwargs)
         else:
             for at, ctx in on:
-                if _turns_input(at):
+                if _turns(at) and not at.site.rows:
                     x = args[0] if args else next(iter(kwargs.values()))
                     x = at.blend(at.part.before(x, at.t(ctx, x.dtype)), x, ctx)  # type: ignore[attr-defined]
                     args, kwargs = (x, *args[1:]), kwargs if args else {}
             y = original(*args, **kwargs)
-        in_rows = [
-            (a, c) for a, c in on if a.placed.owner in c.rows and (_folds(a) or (whole and _turns_input(a)))
-        ]
+        in_rows = [(a, c) for a, c in on if a.placed.owner in c.rows and (_folds(a) or (whole and _turns(a)))]
         for owner in dict.fromkeys(a.placed.owner for a, _ in in_rows):
-            y = self.in_rows(
-                [(a, c) for a, c in in_rows if a.placed.owner == owner], y, unfolded, args, kwargs
-            )
+            mine = [(a, c) for a, c in in_rows if a.placed.owner == owner]
+            y = self.in_rows(mine, y, unfolded, args, kwargs)
         for at, ctx in on:
-            if not _folds(at) and not _turns_input(at):
+            if not whole and _turns(at):
+                if at.site.rows:
+                    x = args[0] if args else next(iter(kwargs.values()))
+                    y = _turned_slice(at, ctx, x, y, self.own(unfolded)["weight"])
+            elif not _folds(at) and not _turns(at):
                 y = _shortcut(at, ctx, args[0] if args else next(iter(kwargs.values())), y)
         return y
 
@@ -263,12 +270,10 @@ class Port:
         self, mine: list[tuple[At, Context]], y: Tensor, unfolded: bool, args: tuple, kwargs: dict
     ) -> Tensor:
         """`y`, and in the rows of one adaptation what the module gives with all of its changes: both are computed."""
-        now = self.own(unfolded)
-        for at, ctx in mine:
+        for at, _ in mine:
             self.belongs_to_rows(at)
-            now = at.part.parameters(at, self.module, now, ctx)  # type: ignore[attr-defined]
         at, ctx = mine[0]
-        new = call_with(self.module, now, args, kwargs)
+        new = self.changed(mine, unfolded, args, kwargs)
         return torch.where(ctx.rows[at.placed.owner].view(-1, *[1] * (new.dim() - 1)), new, y)
 
 
@@ -305,9 +310,18 @@ def _folds(at: At) -> bool:
     )
 
 
-def _turns_input(at: At) -> bool:
+def _turns(at: At) -> bool:
     """Whether the part changes what the layer receives."""
     return getattr(at.part, "before", None) is not None
+
+
+def _turned_slice(at: At, ctx: Context, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """A changed input where only a slice of the layer's outputs is to see it: what that adds to the slice."""
+    first, last = at.site.rows  # type: ignore[misc]
+    own = (weight.T if at.site.transposed else weight)[first:last]
+    added = F.linear(at.part.before(x, at.t(ctx, x.dtype)) - x, own)
+    now = y[..., first:last]
+    return torch.cat([y[..., :first], at.blend(now + added, now, ctx), y[..., last:]], -1)
 
 
 def _factored(
@@ -328,6 +342,77 @@ def _factored(
             f = f.less(at.part.factors(at.t(ctx, values=at.anchor)))
         given.append((f, at.site.rows, at.placed.scale))
     return changed(module, x, given)
+
+
+def _folded(
+    module: nn.Module, on: list[tuple[At, Context]], original: Any, args: tuple, kwargs: dict
+) -> Tensor | None:
+    """The layer with W + delta of changes that all fold, and serve the whole batch; None where they are something else, and where
+    each has a shortcut that costs less."""
+    if any(not _dense(a) or a.placed.owner in c.rows for a, c in on):
+        return None
+    x = args[0] if args else next(iter(kwargs.values()))
+    if not usable(module, original, x):
+        return None
+    own: Any = module
+    weight = own.weight.T if is_transposed(module) else own.weight
+    if not any(_folds(a) for a, _ in on) and not folding(x, weight):
+        return None
+    each = [Folding(at, ctx, _exact(at.part, weight)) for at, ctx in on]
+    return folded(Foldings(each), x, weight, own.bias, [t for f in each for t in f.tensors])
+
+
+class Folding:
+    """One part's change of a weight as a function of its tensors."""
+
+    def __init__(self, at: At, ctx: Context, dtype: torch.dtype):
+        self.at, self.t, self.dtype = at, at.t(ctx, dtype), dtype
+        self.start = at.t(ctx, dtype, at.anchor) if at.part.start.anchored else None
+        self.tensors = [*self.t.values(), *(self.start or {}).values()]
+
+    def __call__(self, weight: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
+        t, start = _like(self.t, tensors), None
+        if self.start is not None:
+            t.start = start = _like(self.start, tensors[len(self.t) :])
+        change = self.at.part.change(self.at, weight.to(self.dtype), t, start)
+        return weight + change.to(weight.dtype)  # type: ignore[no-any-return]
+
+
+class Foldings:
+    """A weight with its changes, one after the other, as a function of their tensors."""
+
+    def __init__(self, each: list[Folding]):
+        self.each = each
+
+    def __call__(self, weight: Tensor, *tensors: Tensor) -> Tensor:
+        for f in self.each:
+            weight, tensors = f(weight, tensors[: len(f.tensors)]), tensors[len(f.tensors) :]
+        return weight
+
+
+def _like(t: T, tensors: tuple[Tensor, ...]) -> T:
+    made = T(zip(t, tensors))
+    made.layout, made.training, made.members = t.layout, t.training, t.members
+    return made
+
+
+def _exact(part: Any, weight: Tensor) -> torch.dtype:
+    """What a change is made in. A start is taken off in full precision: what is left of two rounded products would be mostly rounding."""
+    return torch.float32 if part.start.anchored and weight.itemsize < 4 else weight.dtype
+
+
+def _dense(at: At) -> bool:
+    """Whether W + delta is the way to take on a long batch."""
+    part: Any = at.part
+    return (
+        isinstance(part, WeightEdit)
+        and part.delta is not None
+        and part.delta_bias is None
+        and part.before is None
+        and (part.folds or part.shortcut is None)
+        and not part.source.by_row
+        and not at.placed.members
+    )
 
 
 def _shortcut(at: At, ctx: Context, x: Tensor, y: Tensor) -> Tensor:

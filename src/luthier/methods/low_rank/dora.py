@@ -13,7 +13,7 @@ from __future__ import annotations
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from luthier.host.part import FromWeight, Spec, method
+from luthier.host.part import Spec, method
 from luthier.methods.low_rank.pair import Pair, low_rank
 
 
@@ -32,7 +32,7 @@ class DoRA(Pair):
         return self.alpha / self.rank
 
     def tensors(self, site, layout):
-        return {**super().tensors(site, layout), "m": Spec((site.out_features,), FromWeight(row_norms))}
+        return {**super().tensors(site, layout), "m": Spec((site.out_features,), of_weight=row_norms)}
 
     def delta(self, weight, t):
         change = low_rank(t.A, t.B, self.gain())

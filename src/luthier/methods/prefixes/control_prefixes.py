@@ -6,8 +6,8 @@ trained: 2 * length * heads * head_dim per site (and 2 * control_length * heads 
 Not an identity at step 0; not a weight change: it cannot merge.
 
 `labels` says what there is: "formal, plain | short, long" are two attributes of two labels. The rows' labels come with every
-batch under `attributes`: names or numbers, one a row, or a tuple of them where there are several attributes. Without
-labels, or with control_length=0, it is p_tuning_v2. reparameterise: by `luthier.sources.control_mlp`, one network for
+batch under `attributes` (`--attribute COLUMN` names a column of the data): names or numbers, one a row, or a tuple of them where
+there are several attributes. Without labels, or with control_length=0, it is p_tuning_v2. reparameterise: by `luthier.sources.control_mlp`, one network for
 each kind of attention, which general and control prefixes share; `luthier.sources.settle` folds it away.
 
 Differs: without `reparameterise` keys and values train by themselves, and begin normal; `targets` is every tower's own
@@ -24,11 +24,12 @@ from pydantic import NonNegativeInt
 from torch import Tensor
 from torch.nn.functional import dropout
 
-from luthier.errors import OptionError, RunError
+from luthier.errors import RunError
 from luthier.host.context import Context
 from luthier.host.part import Free, method
 from luthier.methods.prefixes.p_tuning_v2 import PTuningV2
 from luthier.sources.control_mlp import ControlMLP
+from luthier.sources.labels import declared, number, of_rows
 
 
 @method("control_prefixes", targets="attention", rate=1e-2)
@@ -43,18 +44,12 @@ class ControlPrefixes(PTuningV2):
 
     def check(self, sites) -> None:
         super().check(sites)
-        for names in self.attributes:
-            if not all(names) or len(set(names)) < len(names):
-                raise OptionError(
-                    f"{self.name}: labels={self.labels!r} has an empty or a repeated label. Write them as 'formal, plain | short, long'."
-                )
+        declared(self.name, self.labels)
 
     @property
     def attributes(self) -> list[list[str]]:
         """The labels of each attribute; none where labels have no tokens of their own."""
-        if not self.labels.strip() or not self.control_length:
-            return []
-        return [[name.strip() for name in group.split(",")] for group in self.labels.split("|")]
+        return declared(self.name, self.labels) if self.control_length else []
 
     def tensors(self, site, layout):
         made = dict(super().tensors(site, layout))
@@ -80,35 +75,22 @@ class ControlPrefixes(PTuningV2):
         """(rows, attributes): which label each row has; -1: one with zero keys and values."""
         key = f"attributes:{self.unseen}:{self.labels}"
         if key not in ctx.made:
-            given = ctx.need("attributes")
-            rows = given.reshape(len(given), -1).tolist() if torch.is_tensor(given) else given
-            found = [self._row(row, "adaptation" in ctx.given) for row in rows]
-            ctx.made[key] = torch.tensor(found, device=device)
+            ctx.made[key] = torch.tensor([self._row(row) for row in of_rows(ctx)], device=device)
         return ctx.made[key]
 
-    def _row(self, given: object, mixed: bool) -> list[int]:
-        """One row's labels as numbers. mixed: rows without labels belong to other adaptations."""
+    def _row(self, labels: tuple[object, ...] | None) -> list[int]:
+        """One row's labels as numbers."""
         n = len(self.attributes)
-        if given is None and mixed:
+        if labels is None:
             return [-1] * n
-        labels = list(given) if isinstance(given, (list, tuple)) else [given]
         if len(labels) != n:
             raise RunError(
-                f"{self.name}: a row has {len(labels)} labels ({str(given)[:60]}), and there are {n} attributes. Give one for each."
+                f"{self.name}: a row has {len(labels)} labels ({str(labels)[:60]}), and there are {n} attributes. Give one for each."
             )
-        found = []
-        for label, names in zip(labels, self.attributes, strict=True):
-            if label in names:
-                found.append(names.index(label))
-            elif isinstance(label, int) and 0 <= label < len(names):
-                found.append(label)
-            elif self.unseen == "zero":
-                found.append(-1)
-            else:
-                raise RunError(
-                    f"{self.name}: no label is called {str(label)[:60]!r}; there are {', '.join(names)}. Declare it in `labels`, or choose unseen=zero."
-                )
-        return found
+        return [
+            number(self.name, label, names, self.unseen == "zero")
+            for label, names in zip(labels, self.attributes, strict=True)
+        ]
 
 
 def looked_up(table: Tensor, which: Tensor, length: int) -> Tensor:

@@ -30,7 +30,7 @@ from luthier.sources.settle import settled
 from luthier.starts.prefix_kernel import PrefixKernel
 
 
-@method("ntk_attention", targets="attention", rate=1e-3)
+@method("ntk_attention", targets="attention", rate=3e-3)
 class NTKAttention(AttentionEdit):
     features: Literal["elu", "taylor"] = "elu"  # the map phi
     degree: PositiveInt = 2  # of the Taylor polynomial

@@ -6,8 +6,8 @@ Not an identity at step 0; not a weight change: it cannot merge.
 
 reparameterise: prefix = tanh(E W1 + b1) W2 + b2 with E: (length, d), W1: (d, inner), W2: (inner, 2 * layers * kv width).
 
-Differs: content positions start at 0 (the public code lets the library shift BERT's by the length: positions="after" does
-so); without reparameterisation keys and values begin normal (`start`).
+Differs: content positions start at 0, and a bias by distance leaves the prefix out (the public code lets the library shift BERT's by
+the length: positions="after" does so; "front" gives T5's bias to the prefix too); without reparameterisation keys and values begin normal (`start`).
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ class MLPPrefix(Source):
         return {"K": made[site.name, "K"], "V": made[site.name, "V"]}
 
 
-@method("p_tuning_v2", targets="attention", rate=1e-2)
+@method("p_tuning_v2", targets="attention", rate=3e-2)
 class PTuningV2(AttentionEdit):
     length: NonNegativeInt = 20  # prefix tokens per layer
     start: Start = Normal()  # keys and values before training
     prefix_dropout: NonNegativeFloat = 0.0  # dropout on the prefix while training
     reparameterise: bool = False  # make all layers' prefixes by one MLP (Li & Liang 2021)
-    positions: Literal["own", "after"] = (
-        "own"  # the input's positions in a table: from 0, or after the prefix as in peft
+    positions: Literal["own", "after", "front"] = (
+        "own"  # as in peft: the input's positions in a table "after" the prefix; the prefix in "front" for a bias by distance (T5)
     )
 
     def __post_init__(self):
@@ -90,6 +90,9 @@ class PTuningV2(AttentionEdit):
 
     def shift(self) -> int:
         return self.length if self.positions == "after" else 0
+
+    def in_front(self) -> bool:
+        return self.positions == "front"
 
     def check(self, sites) -> None:
         if self.shift() and 0 not in {s.layer for s in sites}:

@@ -19,7 +19,7 @@ from luthier.errors import OptionError
 from luthier.host.part import Method, Phase, Start, method
 from luthier.methods.prompts.embedding_shift import EmbeddingShift
 from luthier.methods.prompts.prompt_tuning import PromptTuning
-from luthier.signals.optimisers import adamw
+from luthier.signals.optimisers import at_a_share
 from luthier.starts.vocabulary import Vocabulary
 
 
@@ -53,6 +53,4 @@ class DePT(Method):
 
     def adamw_at_two_rates(self, named, run):
         """AdamW: the prompt at its own rate or the run's, A and B at `shift_rate` times that."""
-        prompt, shift = (next((run.rates(n)[0] for n in named if f".parts.{i}." in n), None) for i in (0, 1))
-        factor = self.shift_rate * prompt / shift if prompt and shift else 1.0
-        return adamw(named, run, factors={r"\.parts\.1\.": factor})
+        return at_a_share(named, run, part=1, share=self.shift_rate)

@@ -19,10 +19,9 @@ from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from luthier.errors import OptionError, RunError
-from luthier.host.part import Spec, Start, method, zero
+from luthier.host.part import Spec, Start, method, uniform, zero
 from luthier.host.places import ActivationEdit
 from luthier.host.sites import Site
-from luthier.sources.linear import uniform
 
 if TYPE_CHECKING:
     from luthier.host.context import Context

@@ -21,13 +21,12 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from luthier.host.part import Phase, Spec, Start, method, normal, zeros
+from luthier.host.part import Phase, Spec, Start, method, normal, uniform, zeros
 from luthier.host.places import ActivationEdit
 from luthier.host.sites import Site
 from luthier.methods.prompts.embedding_shift import fits, shifted, table
 from luthier.methods.prompts.prompt_tuning import PromptTuning
 from luthier.signals.optimisers import adamw
-from luthier.sources.linear import uniform
 from luthier.starts.vocabulary import Vocabulary
 
 

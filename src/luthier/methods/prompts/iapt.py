@@ -20,7 +20,7 @@ from luthier.methods.prompts.deep_prompt import every_block
 from luthier.sources.pooled import Pooled
 
 
-@method("iapt", targets="embedding", rate=1e-3)
+@method("iapt", targets="embedding", rate=3e-2)
 class IAPT(TokenPrompt):
     length: PositiveInt = 4  # tokens at every block
     source: Source = Pooled()  # what makes them from the instruction

@@ -5,7 +5,8 @@ source.train_shared=False trains rank * (length + width) numbers for a task and 
 Not an identity at step 0; not a weight change: it cannot merge. `luthier.sources.settle` writes P * (u v) as an ordinary prompt.
 
 Differs: the factors start with product 1, P_k = P (source.initial=normal draws them as the public code does, and the first prompt is then
-4e-4 of P); one rate for P and the factors; AdamW. This is the parametrisation and its use on one task: a run trains one task.
+4e-4 of P); one rate for P and the factors; AdamW. A run trains one task: what it begins with comes from
+several by mpt_group (`luthier prompts share` and `task`, then --after).
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def build(
         made = replace(made, steps=steps, second={})
     if out.exists() and any(p.name != card.FILE and not _ours(p) for p in out.iterdir()):
         raise ModelError(f"{str(out)!r} holds other files. Name a new folder, or one that a testbed lies in.")
-    base, seconds = pretrain(made, told=lambda step, number, loss, _: told(step, number, loss))
+    run = getattr(made.module, "pretrain", pretrain)
+    base, seconds = run(made, told=lambda step, number, loss, _: told(step, number, loss))
     return write(base, made, out, seconds=seconds, quick=quick)
 
 

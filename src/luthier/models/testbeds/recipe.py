@@ -78,8 +78,9 @@ class Recipe:
 
     @property
     def total(self) -> int:
-        """The steps of all stages."""
-        return sum(stage.steps for stage in self.stages)
+        """The steps of all stages; a module with `TAILS` runs the second one so many times."""
+        first, *rest = self.stages
+        return first.steps + getattr(self.module, "TAILS", 1) * sum(stage.steps for stage in rest)
 
     @property
     def module(self) -> ModuleType:

@@ -148,7 +148,6 @@ def _data(rows: Sequence[tuple[str, str | int]], task: Task, name: str) -> Data:
 
 def as_text2text(data: Data) -> Data:
     """A classification as a task of text to text: the target is the label's name."""
-    from luthier.data.split import Split
     from luthier.data.task import Task
 
     names = data.task.labels
@@ -156,7 +155,7 @@ def as_text2text(data: Data) -> Data:
     def named(part: Split | None) -> Split | None:
         if part is None or part.targets is None:
             return part
-        return Split(part.inputs, [names[int(i)] for i in part.targets])
+        return replace(part, targets=[names[int(i)] for i in part.targets])
 
     task = Task(
         kind="text2text",

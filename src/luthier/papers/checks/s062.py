@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from typing import Any
 
 from luthier.papers.check import Check
@@ -58,6 +57,7 @@ CHECK = Check(
         "luthier.methods.prefixes.p_tuning_v2",
         "luthier.methods.low_rank.lora",
         "luthier.host.bridge",
+        "luthier.models.testbeds.small",
         "testbed:llama",
         "testbed:gpt2",
         "testbed:t5",
@@ -120,67 +120,31 @@ def task(order: str) -> Any:
     return Data(parts["train"], parts["validation"], parts["test"], kind, f"sorted, {order}")
 
 
-def fresh(seed: int) -> Any:
-    """A one-layer Llama of width 64 with random weights, and a tokenizer of digits."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    import luthier as lt
-
-    words = ["<pad>", "<s>", "</s>", "<unk>", "\n", *map(str, range(SYMBOLS))]
-    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    config = LlamaConfig(
-        vocab_size=len(words), hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        made: Any = LlamaForCausalLM(config)
-    with tempfile.TemporaryDirectory() as folder:
-        made.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return lt.load(folder, device="cpu")
-
-
 def pretrained(orders: tuple[str, ...], seed: int) -> Any:
     """A sorter: each list is asked for in one of the orders, without a mark of which."""
     import random
+    from collections.abc import Iterator
 
-    import torch
+    from luthier.models.testbeds.small import collated, decoder, train
 
-    model = fresh(seed)
-    pre, base = model.preprocess, model.base
-    base.requires_grad_(True).train()
-    optimiser = torch.optim.AdamW(base.parameters(), lr=PRETRAIN["rate"], weight_decay=0.01)
-    steps = PRETRAIN["steps"]
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, PRETRAIN["rate"], total_steps=steps, pct_start=0.05)
+    model = decoder([str(i) for i in range(SYMBOLS)], seed, width=WIDTH, layers=1, positions=64)
     held_out = {x for split in (task(orders[0]).validation, task(orders[0]).test) for x in split.inputs}
     rng = random.Random(seed)
-    for _ in range(steps):
-        inputs: list[str] = []
-        targets: list[str] = []
-        while len(inputs) < PRETRAIN["batch"]:
-            digits = rng.choices(range(SYMBOLS), k=DIGITS)
-            text = " ".join(map(str, digits))
-            if text not in held_out:
-                inputs.append(text)
-                ordered = sorted(digits, reverse=rng.choice(orders) == "descending")
-                targets.append(" ".join(map(str, ordered)))
-        batch = pre.collate(pre.encode_text2text(inputs, targets))
-        batch.pop("instruction", None)
-        base(**batch, use_cache=False).loss.backward()
-        torch.nn.utils.clip_grad_norm_(base.parameters(), 1.0)
-        optimiser.step()
-        rate.step()
-        optimiser.zero_grad()
-    base.requires_grad_(False).eval()
-    model.forget_fingerprint()
-    return model
+
+    def batches() -> Iterator[dict[str, Any]]:
+        while True:
+            inputs: list[str] = []
+            targets: list[str] = []
+            while len(inputs) < PRETRAIN["batch"]:
+                digits = rng.choices(range(SYMBOLS), k=DIGITS)
+                text = " ".join(map(str, digits))
+                if text not in held_out:
+                    inputs.append(text)
+                    ordered = sorted(digits, reverse=rng.choice(orders) == "descending")
+                    targets.append(" ".join(map(str, ordered)))
+            yield collated(model.preprocess, inputs, targets)
+
+    return train(model, batches(), steps=PRETRAIN["steps"], rate=PRETRAIN["rate"])
 
 
 def exact(model: Any, split: Any) -> float:

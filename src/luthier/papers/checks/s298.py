@@ -110,25 +110,11 @@ def what_it_is(run: Any) -> None:
 
 @CHECK.measures("time")
 def what_it_costs(run: Any) -> None:
-    import time
-
-    import torch
-
-    from luthier.host import Adaptation, Adapted
+    from luthier.papers.seconds import least_seconds
 
     model = run.model("t5")
     batch = inputs(model, 16, 64)
-    best = dict.fromkeys(arms(), float("inf"))
-    for _ in range(30):  # in turns, so that what else the machine does meets both
-        for name, method in arms().items():
-            made = Adaptation.new(method, model.base)
-            adapted: Any = Adapted(model.base)
-            with adapted.attached(made):
-                optimiser = torch.optim.AdamW(made.trainable().values(), lr=0.1)
-                began = time.perf_counter()
-                adapted(batch).logits.square().mean().backward()
-                optimiser.step()
-                best[name] = min(best[name], time.perf_counter() - began)
+    best = least_seconds(model.base, batch, arms(), turns=30)
     run.record("time", best["scaled"] / best["plain"] - 1, **best)
 
 

@@ -1,0 +1,1 @@
+"""Meta-learning of starts: what a prompt begins with, learned from unlabelled text."""

@@ -1,0 +1,1 @@
+"""Continual learning: a sequence of tasks on one base."""
