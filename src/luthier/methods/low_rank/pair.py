@@ -8,7 +8,6 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.nn.functional import dropout, linear
 
-from luthier.errors import OptionError
 from luthier.host.options import options
 from luthier.host.part import Phase, Start, zero
 from luthier.host.places import Factors, WeightEdit
@@ -35,11 +34,7 @@ class Pair(WeightEdit):
         return {"A": (rank, site.in_features), "B": (site.out_features, rank)}
 
     def check(self, sites):
-        for s in sites:
-            if self.rank > min(s.in_features, s.out_features):
-                raise OptionError(
-                    f"{self.name}: rank={self.rank} is above min(in, out)={min(s.in_features, s.out_features)} at {s.name}. Choose a smaller rank."
-                )
+        self.check_rank(self.rank, sites)
 
     def phases(self):
         return (Phase("train", optimiser=lora_pro if self.optimiser == "lora_pro" else None),)

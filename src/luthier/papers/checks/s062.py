@@ -56,6 +56,7 @@ CHECK = Check(
         "luthier.instruments.prefix",
         "luthier.methods.prefixes.p_tuning_v2",
         "luthier.methods.low_rank.lora",
+        "luthier.methods.low_rank.pair",
         "luthier.host.bridge",
         "luthier.models.testbeds.small",
         "testbed:llama",

@@ -38,6 +38,7 @@ CHECK = Check(
     covers=(
         "luthier.methods.low_rank.randlora",
         "luthier.methods.low_rank.lora",
+        "luthier.methods.low_rank.pair",
         "luthier.sources.seeded",
         "testbed:llama",
     ),

@@ -54,6 +54,7 @@ CHECK = Check(
         "luthier.instruments.divergence",
         "luthier.instruments.shots",
         "luthier.methods.low_rank.lora",
+        "luthier.methods.low_rank.pair",
         "luthier.models.scan",
         "testbed:llama",
     ),

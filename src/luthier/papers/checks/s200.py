@@ -50,6 +50,7 @@ CHECK = Check(
         "luthier.methods.side.lst",
         "luthier.starts.narrow",
         "luthier.methods.low_rank.lora",
+        "luthier.methods.low_rank.pair",
         "testbed:t5",
     ),
     data="the T5 testbed and a task that it was not pretrained on",

@@ -35,6 +35,7 @@ CHECK = Check(
         "luthier.methods.adapters.bottleneck",
         "luthier.methods.prefixes.p_tuning_v2",
         "luthier.methods.low_rank.lora",
+        "luthier.methods.low_rank.pair",
         "testbed:t5",
     ),
     data="identities on the embedded MiniLM; the comparison on the T5 testbed with a task that it was not pretrained on",

@@ -44,6 +44,7 @@ CHECK = Check(
         "luthier.sources.kronecker",
         "luthier.starts.kronecker",
         "luthier.methods.low_rank.lora",
+        "luthier.methods.low_rank.pair",
         "testbed:llama",
     ),
     data="weights of the Llama testbed; the comparison there, on a task that it was not pretrained on",

@@ -54,6 +54,7 @@ CHECK = Check(
         "luthier.sources.history",
         "luthier.models.histories",
         "luthier.methods.low_rank.lora",
+        "luthier.methods.low_rank.pair",
         "testbed:bert",
         "testbed:llama",
     ),
