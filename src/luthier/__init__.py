@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from luthier import data, methods
     from luthier.adaptations import load_adaptation
     from luthier.compare.compare import compare
+    from luthier.compare.sized import sized
     from luthier.estimator import Classifier, Regressor
     from luthier.host import stack
     from luthier.models.load import load
@@ -34,6 +35,7 @@ __all__ = [
     "load",
     "load_adaptation",
     "methods",
+    "sized",
     "stack",
     "stream",
 ]
@@ -44,6 +46,7 @@ _HOMES = {
     "fit": "luthier.train.fit",
     "load": "luthier.models.load",
     "load_adaptation": "luthier.adaptations",
+    "sized": "luthier.compare.sized",
     "stack": "luthier.host",
     "stream": "luthier.streams.stream",
 }

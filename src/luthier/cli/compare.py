@@ -31,6 +31,12 @@ def compare(
             "--budget", help="For every arm: params=1%,minutes=5,epochs=2,steps=200,rows=1500,memory=2GB."
         ),
     ] = "",
+    sized: Annotated[
+        bool,
+        typer.Option(
+            "--sized", help="Every method as large (rank, width, length) as the budget's params allow."
+        ),
+    ] = False,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many runs of every method.")] = 1,
     grid: Annotated[
         bool,
@@ -112,7 +118,7 @@ def compare(
     if train_rows is not None:
         rows = rows.limit(train=train_rows)
     made = compare(
-        load(model, device=device, dtype=dtype), rows, methods, budget=wanted, seeds=seeds, grid=grid,
+        load(model, device=device, dtype=dtype), rows, methods, budget=wanted, sized=sized, seeds=seeds, grid=grid,
         out=out, seed=seed,
         progress=not quiet, workers=workers, ray=ray, **_given(epochs=epochs, batch_size=batch_size),
     )  # fmt: skip

@@ -19,6 +19,14 @@ def fit(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE...", help="Options of the method: --set rank=4 alpha=8."),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="params=SIZE",
+            help="The method as large (rank, width, length) as this allows: params=0.5% of the base, or params=20k.",
+        ),
+    ] = None,
     companion: Annotated[
         list[str] | None,
         typer.Option(
@@ -94,9 +102,12 @@ def fit(
     luthier fit --model builtin:minilm --data reviews.csv --method lora --set rank=4 --out out/
     """
     from luthier import methods
+    from luthier.compare.budget import of_parameters
 
     chosen = methods.make(method, options.pairs(set_))
+    limits = None if budget is None else of_parameters(budget)
 
+    from luthier.compare.sized import said, sized
     from luthier.data.load import load_data
     from luthier.models.load import load
     from luthier.train.fit import fit
@@ -116,6 +127,9 @@ def fit(
         limit=limit,
     )
     base = load(model, device=device, dtype=dtype)
+    if limits is not None:
+        chosen = sized(chosen, base, limits)
+        note(f"{chosen.name}: {said(chosen, base)}")
     wanted = options.given(
         after=load_fitted(after, base) if after is not None else None,
         epochs=epochs,

@@ -127,10 +127,10 @@ def count_trained(method: Any, model: Any) -> int | None:
 
     A start that shares ranks out over sites may train a few more or fewer than with equal ranks, which are counted.
     """
-    from luthier.host import Adaptation
+    from luthier.host.sizing import count
 
     try:
-        return sum(p.numel() for p in Adaptation.new(method, model.base, unfilled=True).trainable().values())
+        return count(method, model.base)
     except LuthierError:
         return None
 

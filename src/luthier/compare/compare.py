@@ -19,6 +19,7 @@ from luthier.compare.comparing import Comparing
 from luthier.compare.comparison import Comparison
 from luthier.compare.narrate import Narrator
 from luthier.compare.orders import Work
+from luthier.compare.sized import sized_methods
 from luthier.errors import DataError, OptionError
 from luthier.train.launched import speaks, world
 
@@ -29,6 +30,7 @@ def compare(
     methods: str | Iterable[Any],
     *,
     budget: str | Budget = "",
+    sized: bool = False,
     seeds: int | Iterable[int] = 1,
     grid: bool = True,
     out: str | Path | None = None,
@@ -46,8 +48,8 @@ def compare(
     """Fit every method on the same data under the same budget, with baselines, and measure them on the same
     test rows.
 
-    methods: names with options ("lora", "lora:rank=4,alpha=8") or instances. seeds: how many (seed, seed + 1,
-    ...) or which.
+    methods: names with options ("lora", "lora:rank=4,alpha=8") or instances. sized: give every method the largest rank, width or
+    length that the budget's params allow, instead of its own. seeds: how many (seed, seed + 1, ...) or which.
     grid: try three learning rates per arm with the first seed, chosen on validation. out: a folder; the same
     call continues
     there after any interruption. settings: further arguments of `luthier.fit`, the same for every arm.
@@ -68,6 +70,8 @@ def compare(
         )
     wanted = Budget.parse(budget)
     arms = parse_arms(methods)
+    if sized:
+        arms = parse_arms(sized_methods([a.method for a in arms], model, wanted))
     chosen_seeds = _seeds(seeds, seed)
     if wanted.rows is not None:
         data = data.limit(train=wanted.rows)

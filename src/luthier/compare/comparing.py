@@ -23,6 +23,7 @@ from luthier.compare.comparison import FORMAT, TASTE, Comparison
 from luthier.compare.environment import machine, versions
 from luthier.compare.folder import first_difference, locked, read_json, strict, write_json
 from luthier.compare.narrate import Narrator
+from luthier.compare.sized import base_parameters
 from luthier.compare.spread import Spread
 from luthier.compare.together import FailedAlone
 from luthier.errors import LuthierError, RunError
@@ -56,7 +57,7 @@ class Comparing:
 
     def __post_init__(self) -> None:
         self.unseen = replace(self.data, test=None)  # what fit gets: it cannot touch the test rows
-        self.base_parameters = sum(p.numel() for p in self.model.base.parameters())
+        self.base_parameters = base_parameters(self.model)
 
     def go(self, arms: list[Arm], folder: Path, title: str | None, keep: Any = None) -> Comparison:
         self.folder = folder

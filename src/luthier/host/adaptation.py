@@ -86,7 +86,7 @@ class Adaptation(nn.Module):
             part.check(here)
         known = {} if unfilled else statistics or {}
         if layouts is None:
-            layouts = _first_layouts(parts, sites, base)
+            layouts = first_layouts(parts, sites, base)
             if not unfilled:
                 sites = _shared_out(parts, sites, known, layouts)
         made = cls(method, sites, head, layouts, members, seed)
@@ -358,7 +358,7 @@ def _begin(
     return {k: out[k] if k in out else _own(placed, k, s, rng, weight) for k, s in specs.items()}
 
 
-def _first_layouts(
+def first_layouts(
     parts: Sequence[Part], sites: Sequence[Sequence[Site]], base: nn.Module
 ) -> dict[str, Mapping[str, Layout]]:
     """{part: {site: layout}} where the base's weights decide."""

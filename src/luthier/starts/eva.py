@@ -22,12 +22,19 @@ from luthier.starts.singular import rank_of
 NAME = "input_directions"
 
 
-def allocated(shares: Mapping[str, Tensor], most: int, budget: int) -> dict[str, int]:
-    """Ranks by site: the `budget` directions with the largest shares, at most `most` at one site; of equals the first site's."""
+def allocated(
+    shares: Mapping[str, Tensor], most: int, budget: int, costs: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Ranks by site: the directions with the largest shares, at most `most` at one site; of equals the first site's.
+
+    costs: of a direction at each site, which all together are at most `budget`; None: `budget` is how many there are.
+    """
     offered = [(-float(v), i, name) for i, (name, own) in enumerate(shares.items()) for v in own[:most]]
-    ranks = dict.fromkeys(shares, 0)
-    for _, _, name in sorted(offered)[:budget]:
-        ranks[name] += 1
+    ranks, left = dict.fromkeys(shares, 0), budget
+    for _, _, name in sorted(offered):
+        cost = 1 if costs is None else costs[name]
+        if cost <= left:
+            ranks[name], left = ranks[name] + 1, left - cost
     return ranks
 
 
@@ -46,6 +53,9 @@ class EVAStart(Start):
     rho: Annotated[float, Field(ge=1)] = 2.0  # a site gets at most rho times the rank; 1: equal ranks
     rows: PositiveInt = 2048  # training rows that are read at most
     still: Annotated[float, Field(gt=0, le=1)] = 0.99  # |cosine| with the batch before, to stand still
+    numbers: PositiveInt | None = (
+        None  # instead of rank * sites directions: as many as A and B have numbers for
+    )
 
     needs = (NAME,)
 
@@ -69,8 +79,12 @@ class EVAStart(Start):
         shares = {
             s.name: statistics[s.name][NAME].shares()[: min(s.in_features, s.out_features)] for s in sites
         }
-        ranks = allocated(shares, self.most(part), budget)
-        if sum(ranks.values()) < budget:
+        if self.numbers is None:
+            ranks = allocated(shares, self.most(part), budget)
+        else:
+            costs = {s.name: s.in_features + s.out_features for s in sites}
+            ranks = allocated(shares, self.most(part), self.numbers, costs)
+        if sum(ranks.values()) < (budget if self.numbers is None else 1):
             raise OptionError(
                 f"start 'eva': the inputs vary along {sum(ranks.values())} directions, too few for rank={part.rank} at {len(sites)} sites. "
                 "Give more rows (start.rows), or choose a smaller rank."
