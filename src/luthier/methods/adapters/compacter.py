@@ -5,8 +5,8 @@ A_i: (pieces, pieces), shared by all projections of all layers; s_i t_i: of rank
 After attention and after the feed-forward layer; Compacter++ is `targets="mlp.down"`.
 Step 0 is the base (the s_i of up are zero). Not a weight change: it cannot merge. Any other adapter takes source=phm as well.
 
-Differs: the paper starts both projections near zero and trains layer norms too; here up is zero, down has the variance of an adapter's,
-and layer norms stay. Layer norms can be trained beside it in a stack of adaptations.
+Differs: the paper draws both projections and trains layer norms too; here up is zero, down has the variance of an adapter's, and layer norms
+stay as they are.
 """
 
 from __future__ import annotations
