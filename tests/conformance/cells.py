@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -25,6 +26,7 @@ from luthier.host.places import WeightEdit
 from luthier.host.probe import reached
 from luthier.host.sites import Structure, is_linear
 from luthier.host.structure import structure_of
+from luthier.methods.adapters.bottleneck import Adapter
 from luthier.methods.low_rank.lora import LoRA
 from luthier.signals.objectives import Objective
 from luthier.train.batches import Batches, Encoded
@@ -161,6 +163,15 @@ class Cell:
         where = next(r for r in ("mlp.up", "ssm.in", "linear") if r in roles)
         return bed.shaken(Adaptation.new(LoRA(rank=2, targets=where), base), 0.2, seed)
 
+    def members(self, base: nn.Module) -> dict[str, Adaptation]:
+        """What a method refers to: two adapters where it stands, if the architecture has such sites."""
+        if not any(p.members for p in self.part.parts()):
+            return {}
+        where = dataclasses.replace(Adapter(width=2), targets=self.part.targets)
+        if not set(re.findall(r"[a-z.]+", where.targets)) & {s.role for s in self.structure.sites}:
+            return {}
+        return {k: bed.shaken(Adaptation.new(where, base), 0.2, i) for i, k in enumerate("ab")}
+
     def result(self, model: Adapted, x: dict[str, Any]) -> Tensor:
         return bed.result(model, x)
 
@@ -190,7 +201,8 @@ class Cell:
 @cache
 def _why_not(cell: Cell, ability: Ability) -> Reason | None:
     whole = ability is Ability.ATTACH  # what attaches is probed once
-    return why_not(cell.part, cell.base(), ability, cell.batch() if whole else None)
+    base = cell.base()
+    return why_not(cell.part, base, ability, cell.batch() if whole else None, cell.members(base))
 
 
 @cache
@@ -200,7 +212,8 @@ def _fresh(cell: Cell, seed: int) -> Adaptation:
     if any(p.wherever for p in cell.part.parts()):
         model = Adapted(base)
         found = reached(base, lambda: bed.result(model, cell.batch()).float().pow(2).mean())
-    return started(cell.part, base, cell.batch(rows=8), seed=seed, reached=found)
+    members = cell.members(base)
+    return started(cell.part, base, cell.batch(rows=8), seed=seed, reached=found, members=members)
 
 
 def started(part: Part, base: nn.Module, batch: dict[str, Any], **options: Any) -> Adaptation:

@@ -74,7 +74,7 @@ def ties_survive_also_after_resizing(cell: Cell) -> None:
     shared = ties(base)
     model = Adapted(base)
     own = cell.own if cell.own is not None else cell.part
-    made = bed.shaken(started(own, base, x))
+    made = bed.shaken(started(own, base, x, members=cell.members(base)))
     model.attach("main", made)
     assert torch.isfinite(cell.result(model, x)).all()
     assert ties(base) == shared

@@ -150,3 +150,13 @@ def test_the_page_of_weights_names_every_product_seeded_basis_transform_and_rota
     lines = {n: next(line for line in said.splitlines() if line.startswith(f"| `{n}` |")) for n in ours}
     assert len(ours) >= 10
     assert not [n for n, e in ours.items() for paper in e["papers"] if paper not in lines[n]]
+
+
+def test_the_page_of_weights_names_every_adapter():
+    import luthier as lt
+
+    said = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    ours = {n: e for n, e in lt.methods.entries().items() if e["module"].split(".")[2] == "adapters"}
+    lines = {n: next(line for line in said.splitlines() if line.startswith(f"| `{n}` |")) for n in ours}
+    assert len(ours) >= 4
+    assert not [n for n, e in ours.items() for paper in e["papers"] if paper not in lines[n]]

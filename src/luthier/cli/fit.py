@@ -35,6 +35,14 @@ def fit(
             help="An adaptation that the method reads: --companion teacher=DIR.",
         ),
     ] = None,
+    member: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--member",
+            metavar="NAME=DIR",
+            help="An adaptation that the method composes, frozen: --member nli=DIR. Once for each.",
+        ),
+    ] = None,
     input: options.Input = None,
     label: options.Label = None,
     attribute: options.Attribute = None,
@@ -142,11 +150,16 @@ def fit(
         signal=signal,
         cache=None if cache else "off",
     )
-    if companion:
-        from luthier.adaptations import load_adaptation
+    others = {
+        "companions": (companion, "--companion", "teacher=DIR"),
+        "members": (member, "--member", "nli=DIR"),
+    }
+    for what, (given, option, example) in others.items():
+        if given:
+            from luthier.adaptations import load_adaptation
 
-        named = options.pairs(companion, "--companion", "teacher=DIR")
-        wanted["companions"] = {name: load_adaptation(folder, base) for name, folder in named.items()}
+            named = options.pairs(given, option, example)
+            wanted[what] = {name: load_adaptation(folder, base) for name, folder in named.items()}
     fitted = fit(
         base,
         rows,

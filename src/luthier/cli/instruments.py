@@ -259,6 +259,38 @@ def transferability(
     )
 
 
+@app.command("fusion")
+def fusion(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A run of adapter_fusion.")],
+    data: options.Data,
+    rows: Rows = 128,
+    model: options.Base = None,
+    input: options.Input = None,
+    label: options.Label = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """Which adapters a fusion listens to: its mean attention on each, layer by layer, over tokens of your data.
+
+    luthier instruments fusion run/ --data reviews.csv
+    """
+    from luthier.cli.adaptation import open_adaptation
+    from luthier.data.load import load_data
+    from luthier.instruments.fusion import weights
+
+    found = open_adaptation(directory, model, device, "auto")
+    read = load_data(data, **options.given(input=options.columns(input), label=label))
+    shown = read.train.select(range(min(rows, len(read.train))))
+    layers = weights(found, shown)
+    if json:
+        as_json({"layers": layers, "rows": len(shown)})
+        return
+    names = list(next(iter(layers.values())))
+    lines = [[site, *(figure(each[n]) for n in names)] for site, each in layers.items()]
+    table(["layer", *names], lines, numbers=list(range(1, len(names) + 1)))
+    note(f"over the tokens of {len(shown)} rows; equal shares would be {figure(1 / len(names))}")
+
+
 @app.command("transfer")
 def transfer(
     model: options.Model,

@@ -47,10 +47,11 @@ class Adaptation(nn.Module):
             self.parts.append(Placed(part, sites[i], here, f"{i}.{part.name}"))
         for placed in self.placed():
             if placed.part.members:
-                placed.members = [
-                    next(q for q in m.placed() if set(placed.at) <= set(q.at))  # type: ignore[union-attr,operator]
-                    for m in self.members.values()
-                ]
+                placed.members = [_member(placed, name, m) for name, m in self.members.items()]  # type: ignore[arg-type]
+                if not placed.members:
+                    raise OptionError(
+                        f"{placed.part.name} refers to {' and '.join(placed.part.members)}, and none was given. Give each as members={{name: adaptation}}, or --member NAME=DIR."
+                    )
         for m in self.members.values():
             m.requires_grad_(False)
 
@@ -275,6 +276,19 @@ class Adaptation(nn.Module):
 
     def __sub__(self, other: Any) -> Any:
         return self + (other * -1.0)
+
+
+def _member(placed: Placed, name: str, adaptation: Adaptation) -> Placed:
+    """The part of another adaptation that `placed` refers to: the first one at all of its sites."""
+    for found in adaptation.placed():
+        if set(placed.at) <= set(found.at):
+            placed.part.check_member(name, found.part)
+            return found
+    held = {key for found in adaptation.placed() for key in found.at}
+    lacking = next((a.site.name for a in placed.ats() if a.key not in held), placed.ats()[0].site.name)
+    raise SiteError(
+        f"{placed.part.name}: the member {name!r} ({adaptation.method.name}) has no part at all of its {len(placed.at)} sites, as {lacking}. Choose `targets` at which every member acts."
+    )
 
 
 def all_parts(method: Part, head: Part | None) -> list[Part]:

@@ -68,13 +68,17 @@ def because(error: LuthierError, reason: Reason) -> LuthierError:
 
 
 def why_not(
-    method: Part, base: nn.Module, ability: Ability = Ability.ATTACH, batch: Mapping[str, Any] | None = None
+    method: Part,
+    base: nn.Module,
+    ability: Ability = Ability.ATTACH,
+    batch: Mapping[str, Any] | None = None,
+    members: Mapping[str, Any] | None = None,
 ) -> Reason | None:
     """The architectural reason for which `base` cannot carry `method`, or do `ability` with it; None: it can.
 
     ATTACH attaches it and takes it away again; batch: one of the base's, with which sites that its forward bypasses are found as
-    well. The other abilities are asked of what attaches, and read off its parts and the structure. Any other refusal (an
-    option that does not fit) is raised.
+    well; members: adaptations that the method refers to. The other abilities are asked of what attaches, and read off its
+    parts and the structure. Any other refusal (an option that does not fit) is raised.
     """
     from luthier.host.adapted import Adapted
 
@@ -84,7 +88,7 @@ def why_not(
         return _of(method, base, ability)
     adapted = Adapted(base)
     try:
-        _attach(adapted, method, batch)
+        _attach(adapted, method, batch, members)
     except LuthierError as error:
         if error.reason is None:
             raise
@@ -95,14 +99,17 @@ def why_not(
     return None
 
 
-def _attach(adapted: Any, method: Part, batch: Mapping[str, Any] | None) -> None:
+def _attach(
+    adapted: Any, method: Part, batch: Mapping[str, Any] | None, members: Mapping[str, Any] | None
+) -> None:
     from luthier.host.adaptation import Adaptation
     from luthier.host.probe import reached, refuse_dead
 
     found = None
     if batch is not None and any(p.wherever for p in method.parts()):
         found = reached(adapted.base, lambda: _value(adapted(batch)))
-    adapted.attach("asked", Adaptation.new(method, adapted.base, reached=found, unfilled=True))
+    made = Adaptation.new(method, adapted.base, reached=found, members=members, unfilled=True)
+    adapted.attach("asked", made)
     if batch is not None:
         refuse_dead(adapted, "asked", batch)
 

@@ -208,7 +208,8 @@ class Part:
     """Default learning rate of AdamW for this part's tensors."""
     decay: ClassVar[float] = 0.0
     members: ClassVar[tuple[str, ...]] = ()
-    """Names of other adaptations that this part refers to."""
+    """What other adaptations this part refers to, in words: at least one must be given, under any name, each with a part at
+    every site of this one."""
     wherever: ClassVar[bool] = False
     """Whether `targets` means what of it the task's loss reaches (full tuning), rather than exactly those sites."""
     identity_start: ClassVar[bool] = False
@@ -268,6 +269,9 @@ class Part:
 
     def check(self, sites: Sequence[Site]) -> None:
         """Refuse, with OptionError or SiteError, options that do not fit these sites."""
+
+    def check_member(self, name: str, part: Part) -> None:
+        """Refuse, with OptionError, a part of another adaptation that this one cannot refer to."""
 
 
 class Method(Part):

@@ -7,6 +7,7 @@ label merges for one label: `adapted.merge(name, attributes=["good"])`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -24,6 +25,9 @@ class ByLabel(Source):
     labels: str = ""  # the labels: "good, bad"
     attribute: NonNegativeInt = 0  # which of the rows' attributes they are labels of, from 0
     unseen: Literal["raise", "zero"] = "raise"  # what becomes of a label that is not among them
+    tensors: str = (
+        ""  # which tensors each label has of its own, joined by |; empty: all, the others are every label's
+    )
 
     by_row = True
 
@@ -37,24 +41,35 @@ class ByLabel(Source):
             )
         return groups[0] if groups else []
 
+    def own(self, part, wanted: Collection[str]) -> list[str]:
+        """The tensors that each label has of its own. OptionError for one that the part does not have."""
+        chosen = [name.strip() for name in self.tensors.split("|")] if self.tensors else list(wanted)
+        if odd := [name for name in chosen if name not in wanted]:
+            raise OptionError(
+                f"source by_label: {part.name} has no tensor {odd[0]!r}; it has {', '.join(wanted)}. Name some of these, or leave tensors empty."
+            )
+        return chosen
+
     def specs(self, part, site, layout, wanted):
         n = len(self.names)
         if any(not s.stored for s in wanted.values()):
             raise OptionError(
                 f"{part.name}: what a seed redraws is not kept for each label. Choose another method."
             )
-        return {k: s._replace(shape=(n, *s.shape), start=None) for k, s in wanted.items()} if n else wanted
+        own = self.own(part, wanted) if n else ()
+        return {k: s._replace(shape=(n, *s.shape), start=None) if k in own else s for k, s in wanted.items()}
 
     def begin(self, part, site, draw):
         if not self.names:
             return draw()
         each = [draw() for _ in self.names]
-        return {k: torch.stack([one[k] for one in each]) for k in each[0]}
+        own = self.own(part, each[0])
+        return {k: torch.stack([one[k] for one in each]) if k in own else v for k, v in each[0].items()}
 
     def make(self, part, site, t, ctx, made=None):
         if not self.names:
             return t
-        own = list(part.tensors(site, t.layout))
+        own = self.own(part, list(part.tensors(site, t.layout)))
         at = self.chosen(ctx, t[own[0]].device)
         if at.dim() == 0:
             return {**t, **{k: t[k][at] for k in own}}

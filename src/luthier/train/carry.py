@@ -99,6 +99,20 @@ def companions_of(method: Any, given: Mapping[str, Any], model: Any) -> dict[str
     return {name: one_of(model, one, f"The companion {name!r}") for name, one in given.items()}
 
 
+def members_of(method: Any, given: Mapping[str, Any], model: Any) -> dict[str, Adaptation]:
+    """Copies of the adaptations that a method refers to, by name. OptionError where it refers to none, or to none that is given."""
+    asked = [word for part in method.parts() for word in part.members]
+    if bool(asked) != bool(given):
+        raise OptionError(
+            f"{method.name} refers to {' and '.join(asked)}. Give each as members={{name: adaptation}}, or --member NAME=DIR."
+            if asked
+            else f"{method.name} refers to no other adaptations; {next(iter(given))!r} is too many. Leave members out, or choose adapter_fusion."
+        )
+    if odd := [name for name in given if not name or "." in name or "/" in name]:
+        raise OptionError(f"A member needs a name without '.' and '/', not {odd[0]!r}.")
+    return {name: copy.deepcopy(one_of(model, one, f"The member {name!r}")) for name, one in given.items()}
+
+
 def with_head_of(other: Adaptation, head: Any, base: Any) -> Adaptation:
     """A copy of a companion that answers as the run does: with its own output head where that is of the run's kind and size,
     with the run's where that holds no tensors, and else with none (it then gives hidden states, or a language model's logits)."""

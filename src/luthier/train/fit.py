@@ -18,7 +18,7 @@ from luthier.train import shard as sharding
 from luthier.train.batches import Batches, Encoded, encode, number_examples
 from luthier.train.beginning import as_method, base_name, head_for, new_adaptation
 from luthier.train.cache import prefix_cache
-from luthier.train.carry import companions_of, goes_on, one_of, starting_there, with_head_of
+from luthier.train.carry import companions_of, goes_on, members_of, one_of, starting_there, with_head_of
 from luthier.train.choices import check_signal
 from luthier.train.fitted import TARGETS, Fitted, load_fitted, preprocess_card, unknown_tag
 from luthier.train.folder import Log, RunFolder
@@ -81,6 +81,7 @@ def fit(
     for them. after: an adaptation (or what fit returned) for this base that this one begins with: what it comes to takes the place of the
     method's start, unless the method says itself what it takes over (`Part.carry`).
     companions: adaptations by name that the method's plan reads and does not train, such as a teacher.
+    members: adaptations by name that the method refers to and that become part of what is made, frozen (`adapter_fusion`).
     Raises OptionError, DataError, ModelError or RunError, each with one line that names the fix.
     """
     settings = Settings(
@@ -97,6 +98,7 @@ def fit(
         after = one_of(model, after, "after")
         method = method if goes_on(after, method) else starting_there(method)
     companions = companions_of(method, companions or {}, model)
+    members = members_of(method, members or {}, model)
     with ExitStack() as stack:
         processes = Processes(model.device)
         processes.sharded = shard
