@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from luthier.errors import ModelError, OptionError
 from luthier.host.applicable import Reason, because, rows_share
 from luthier.host.exchange import EDITED, exchange
-from luthier.host.functional import call_with
+from luthier.host.functional import call_with, rowwise
 from luthier.host.part import Part, T
 from luthier.host.places.factored import Factors, changed, folding, usable
 from luthier.host.places.remade import folded
@@ -70,7 +70,8 @@ class WeightEdit(Weighted):
     delta(weight, t) -> the change of the weight, (out, in): used to merge, to export and in checks.
     shortcut(x, y, t) -> the same on activations; x: (..., in), y: (..., out), the layer's own output.
     before(x, t) -> x, instead of a shortcut, where the change is a change of the layer's input.
-    delta_bias(weight, bias, t) -> the change of the bias, (out,). Without `delta` and `delta_bias` the part cannot merge.
+    delta_bias(weight, bias, t) -> the change of the bias, (out,), or None. Without `delta` and `delta_bias` the part cannot merge.
+    bias: None where the layer has none; a change then becomes its bias for as long as it is merged.
     factors(t) -> Factors of a low-rank delta, beside a shortcut: where they serve a whole batch, layer and change are one
     function (`luthier.host.places.factored`).
     folds: whether, beside a shortcut, W + delta is the cheaper way on a long batch; the layer and its change are then one function
@@ -104,20 +105,25 @@ class WeightEdit(Weighted):
                     f"{self.name}: rank={rank} is above min(in, out)={min(s.in_features, s.out_features)} at {s.name}. Choose a smaller rank."
                 )
 
-    def apply(self, x: Tensor, y: Tensor, t: T) -> Tensor:
-        """Activations with the change; tensors with a leading row dimension serve each row with its own."""
+    def apply(
+        self, x: Tensor, y: Tensor, t: T, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """Activations with the change; tensors with a leading row dimension serve each row with its own.
+
+        weight, bias: the layer's own at this site, (out, in) and (out,), for parts without a shortcut.
+        """
         if self.shortcut is not None:
             if any(v.dim() > 2 for v in t.values()) and x.dim() != 3:
                 # broadcasting (rows, r, in) against (rows, in) or 4-D activations is silently wrong
                 flat = x.reshape(len(x), -1, x.shape[-1]), y.reshape(len(y), -1, y.shape[-1])
                 return self.shortcut(*flat, t).reshape(y.shape)
             return self.shortcut(x, y, t)
-        d = self.delta(None, t)
+        d = self.delta(weight, t)
         change = (
             (x.reshape(len(x), -1, x.shape[-1]) @ d.mT).reshape(y.shape) if d.dim() > 2 else F.linear(x, d)
         )
-        bias = self.delta_bias(None, None, t) if self.delta_bias is not None else None
-        return y + change if bias is None else y + change + bias
+        added = self.delta_bias(weight, bias, t) if self.delta_bias is not None else None
+        return y + change if added is None else y + change + rowwise(added, y)
 
     def change(self, at: At, weight: Tensor, t: T, start: T | None) -> Tensor:
         """What is added to the module's whole weight, (out, in): `delta` with its coefficient, less that of an anchored start."""
@@ -146,16 +152,18 @@ class WeightEdit(Weighted):
             out["weight"] = weight + (change.T if site.transposed else change)
         if self.delta_bias is not None:
             change = self.delta_bias(own[rows], None if bias is None else bias[rows], t)
-            if change is not None and bias is None:
+            if change is not None and bias is None and "bias" not in module._parameters:
                 raise ModelError(
-                    f"{self.name} changes the bias, but {site.name} has none. Choose other targets."
+                    f"{self.name} changes the bias, but {site.name} has no place for one. Choose other targets."
                 )
-            if change is not None and bias is not None:
+            if change is not None:
                 if part.start.anchored:
-                    change = change - self.delta_bias(own[rows], bias[rows], at.t(ctx, bias.dtype, at.anchor))
-                full = torch.zeros_like(bias)
-                full[rows] = at.placed.scale * change
-                out["bias"] = bias + full
+                    start = at.t(ctx, weight.dtype, at.anchor)
+                    change = change - self.delta_bias(own[rows], None if bias is None else bias[rows], start)
+                change = at.placed.scale * (change.squeeze(0) if change.dim() > 1 else change)
+                full = own.new_zeros(len(own)) if bias is None else torch.zeros_like(bias)
+                full[rows] = change
+                out["bias"] = full if bias is None else bias + full
         return out
 
 
@@ -192,15 +200,15 @@ class Port:
         self.module = module
         self.exchanged: Any = None
         self.edits: list[At] = []
-        self.kept: dict[str, Mapping[str, Tensor]] = {}
-        """{merged adaptation: the parameters that its merge replaced}, the first merge first."""
+        self.kept: dict[str, Mapping[str, Tensor | None]] = {}
+        """{merged adaptation: the parameters that its merge replaced, None for a bias that it made}, the first merge first."""
 
     def own(self, unfolded: bool) -> dict[str, Tensor]:
         """The module's own parameters; unfolded: without what is merged into them."""
-        now: dict[str, Tensor] = dict(self.module.named_parameters(recurse=False))
+        now: dict[str, Tensor | None] = dict(self.module.named_parameters(recurse=False))
         for replaced in reversed(self.kept.values()) if unfolded else ():
             now.update(replaced)
-        return now
+        return {name: p for name, p in now.items() if p is not None}
 
     def belongs_to_rows(self, at: At) -> None:
         if rows_share(at.site):
@@ -255,7 +263,8 @@ class Port:
                     now = at.part.parameters(at, self.module, self.own(unfolded), ctx)  # type: ignore[attr-defined]
                     y = at.blend(call_with(self.module, now, args, kwargs), y, ctx)
             else:
-                y = _shortcut(at, ctx, args[0] if args else next(iter(kwargs.values())), y)
+                own = None if at.part.shortcut is not None else self.own(unfolded)  # type: ignore[attr-defined]
+                y = _shortcut(at, ctx, args[0] if args else next(iter(kwargs.values())), y, own)
         return y
 
 
@@ -386,15 +395,26 @@ def _dense(at: At) -> bool:
     )
 
 
-def _shortcut(at: At, ctx: Context, x: Tensor, y: Tensor) -> Tensor:
-    part, rows = at.part, at.site.rows
+def _shortcut(at: At, ctx: Context, x: Tensor, y: Tensor, given: Mapping[str, Tensor] | None) -> Tensor:
+    """y with one part's change. given: the layer's own parameters, for a part without a shortcut."""
+    part: Any = at.part
+    rows = at.site.rows
     own = y[..., rows[0] : rows[1]] if rows else y
-    new = part.apply(x, own, at.t(ctx, x.dtype))  # type: ignore[attr-defined]
+    held = () if given is None else _at_site(at, given)
+    new = part.apply(x, own, at.t(ctx, x.dtype), *held)
     if part.start.anchored:  # own + (d - d0): exactly `own` at the start
         nothing = torch.zeros_like(own)
-        d = part.apply(x, nothing, at.t(ctx, x.dtype)) - part.apply(x, nothing, at.t(ctx, x.dtype, at.anchor))  # type: ignore[attr-defined]
-        new = own + d
+        d = part.apply(x, nothing, at.t(ctx, x.dtype), *held)
+        new = own + (d - part.apply(x, nothing, at.t(ctx, x.dtype, at.anchor), *held))
     new = at.blend(new, own, ctx)
     if rows is None:
         return new
     return torch.cat([y[..., : rows[0]], new, y[..., rows[1] :]], -1)
+
+
+def _at_site(at: At, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """The layer's weight, (out, in), and its bias at a site."""
+    rows = slice(*at.site.rows) if at.site.rows else slice(None)
+    bias = given.get("bias")
+    weight = given["weight"].T if at.site.transposed else given["weight"]
+    return weight[rows], None if bias is None else bias[rows]
