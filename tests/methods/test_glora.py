@@ -82,6 +82,26 @@ def test_every_form_is_the_formula_and_merges(bias):
     assert worst <= 1e-5
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_training_on_a_long_batch_keeps_no_weight_of_its_own(bias):
+    """W0 + W0 * A + B is made again in the backward pass; gradients are those of the formula."""
+    torch.manual_seed(0)
+    layer = Layer(bias).requires_grad_(False)
+    model, x = Adapted(layer), torch.randn(3, 20, 7, requires_grad=True)
+    made = moved(Adaptation.new(GLoRA(rank=RANK, targets="fc1"), layer))
+    model.attach("main", made)
+    made.requires_grad_(True)
+    held = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (held.append(t), t)[1], lambda t: t):
+        y = model({"x": x}).hidden
+    assert not [t for t in held if t.shape == layer.fc1.weight.shape and t is not layer.fc1.weight]
+    tensors = [x, *made.trainable().values()]
+    grads = torch.autograd.grad(y.sin().sum(), tensors)
+    wanted = torch.autograd.grad(by_formula(layer.fc1, x, made.at()[0]).sin().sum(), tensors)
+    for a, b in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_only_a_low_rank_b_is_lora_of_scale_one():
     layer = Layer(True)
     none = {"a": "none", "c": "none", "d": "none", "e": "none"}

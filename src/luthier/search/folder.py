@@ -34,7 +34,7 @@ class Folder:
                 f"{self.path.name!r} exists and is not a search. Choose another folder, or remove it."
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        if (self.path / SUMMARY).is_file():
+        if (self.path / "supernet").exists():  # else nothing is done yet: the settings may have been mended
             self._compare()
             self._recall()
         else:

@@ -34,26 +34,36 @@ def remade(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 
 def folded(
-    make: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, tensors: Sequence[Tensor]
+    make: Callable[..., tuple[Tensor, Tensor | None]],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tensors: Sequence[Tensor],
 ) -> Tensor:
-    """x make(weight, *tensors)^T + bias; the weight is frozen, (out, in), and what is made of it is not kept."""
+    """x W'^T + b' with (W', b') = make(weight, bias, *tensors); weight, (out, in), and bias are frozen, and what is made is not kept."""
     if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
         return FoldedLinear.apply(make, x, weight, bias, *tensors)  # type: ignore[no-any-return]
-    return linear(x, make(weight, *tensors), bias)
+    return linear(x, *make(weight, bias, *tensors))
 
 
 def _pulled(
-    function: Callable[..., Tensor], tensors: Sequence[Tensor], needs: Sequence[bool]
-) -> tuple[Tensor, Callable[[Tensor], list[Tensor | None]]]:
-    """(function(*tensors), the map from its gradient to theirs). It can be differentiated again where the backward pass is."""
+    function: Callable[..., Any], tensors: Sequence[Tensor], needs: Sequence[bool]
+) -> tuple[Any, Callable[..., list[Tensor | None]]]:
+    """(function(*tensors), the map from the gradients of what it makes to theirs). It can be differentiated again where the backward
+    pass is."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         given = list(tensors) if again else [t.detach().requires_grad_(n) for t, n in zip(tensors, needs)]
         made = function(*given)
 
-    def back(grad: Tensor) -> list[Tensor | None]:
+    def back(*grads: Tensor) -> list[Tensor | None]:
         wanted = [t for t, n in zip(given, needs) if n]
-        found = iter(torch.autograd.grad(made, wanted, grad, create_graph=again, allow_unused=True))
+        each = zip(made if isinstance(made, tuple) else (made,), grads, strict=True)
+        moved = [(m, g) for m, g in each if m is not None and m.requires_grad]
+        if not moved:
+            return [None for _ in needs]
+        outs, into = zip(*moved)
+        found = iter(torch.autograd.grad(outs, wanted, into, create_graph=again, allow_unused=True))
         return [next(found) if n else None for n in needs]
 
     return made, back
@@ -79,21 +89,22 @@ class Remade(torch.autograd.Function):
 
 
 class FoldedLinear(torch.autograd.Function):
-    """(make, x, weight (out, in), bias, *tensors) -> x make(weight, *tensors)^T + bias."""
+    """(make, x, weight (out, in), bias, *tensors) -> x W'^T + b', (W', b') = make(weight, bias, *tensors)."""
 
     @staticmethod
     def forward(ctx: Any, make, x, weight, bias, *tensors):
-        ctx.save_for_backward(x, weight, *tensors)
+        ctx.save_for_backward(x, weight, bias, *tensors)
         ctx.make = make
-        return linear(x, make(weight, *tensors), bias)
+        return linear(x, *make(weight, bias, *tensors))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, weight, *tensors = ctx.saved_tensors
+        x, weight, bias, *tensors = ctx.saved_tensors
         g, needs = grads[0], ctx.needs_input_grad[4:]
-        changed, back = _pulled(lambda *t: ctx.make(weight, *t), tensors, needs)
+        (changed, _), back = _pulled(lambda *t: ctx.make(weight, bias, *t), tensors, needs)
         gx = g @ changed if ctx.needs_input_grad[1] else None
         out: list[Tensor | None] = [None] * len(tensors)
         if any(needs):
-            out = back(g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1]))
+            flat = g.reshape(-1, g.shape[-1])
+            out = back(flat.T @ x.reshape(-1, x.shape[-1]), flat.sum(0))
         return (None, gx, None, None, *out)

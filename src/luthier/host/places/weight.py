@@ -138,12 +138,29 @@ class WeightEdit(Weighted):
             change = full
         return change  # type: ignore[no-any-return]
 
+    def change_bias(
+        self, at: At, weight: Tensor, bias: Tensor | None, t: T, start: T | None
+    ) -> Tensor | None:
+        """What is added to the module's whole bias, (out,), as `change`; weight: the whole one, before this part's change."""
+        rows = slice(*at.site.rows) if at.site.rows else slice(None)
+        own = None if bias is None else bias[rows]
+        change = self.delta_bias(weight[rows], own, t)
+        if change is None:
+            return None
+        if start is not None:
+            change = change - self.delta_bias(weight[rows], own, start)
+        change = at.placed.scale * (change.squeeze(0) if change.dim() > 1 else change)
+        if at.site.rows:
+            full = weight.new_zeros(len(weight))
+            full[rows] = change
+            change = full
+        return change  # type: ignore[no-any-return]
+
     def parameters(
         self, at: At, module: nn.Module, now: Mapping[str, Tensor], ctx: Context | None
     ) -> dict[str, Tensor]:
         weight, bias, site, part = now["weight"], now.get("bias"), at.site, at.part
         own = weight.T if site.transposed else weight
-        rows = slice(*site.rows) if site.rows else slice(None)
         t = at.t(ctx, weight.dtype)
         out = dict(now)
         if self.delta is not None:
@@ -151,19 +168,14 @@ class WeightEdit(Weighted):
             change = self.change(at, own, t, start)
             out["weight"] = weight + (change.T if site.transposed else change)
         if self.delta_bias is not None:
-            change = self.delta_bias(own[rows], None if bias is None else bias[rows], t)
-            if change is not None and bias is None and "bias" not in module._parameters:
+            start = at.t(ctx, weight.dtype, at.anchor) if part.start.anchored else None
+            added = self.change_bias(at, own, bias, t, start)
+            if added is not None and bias is None and "bias" not in module._parameters:
                 raise ModelError(
                     f"{self.name} changes the bias, but {site.name} has no place for one. Choose other targets."
                 )
-            if change is not None:
-                if part.start.anchored:
-                    start = at.t(ctx, weight.dtype, at.anchor)
-                    change = change - self.delta_bias(own[rows], None if bias is None else bias[rows], start)
-                change = at.placed.scale * (change.squeeze(0) if change.dim() > 1 else change)
-                full = own.new_zeros(len(own)) if bias is None else torch.zeros_like(bias)
-                full[rows] = change
-                out["bias"] = full if bias is None else bias + full
+            if added is not None:
+                out["bias"] = added if bias is None else bias + added
         return out
 
 
@@ -351,28 +363,35 @@ def _folded(
 
 
 class Folding:
-    """One part's change of a weight as a function of its tensors."""
+    """One part's change of a weight and its bias as a function of its tensors."""
 
     def __init__(self, at: At, ctx: Context, dtype: torch.dtype):
         self.at, self.t = at, at.t(ctx, dtype)
         self.start = at.t(ctx, dtype, at.anchor) if at.part.start.anchored else None
         self.tensors = [*self.t.values(), *(self.start or {}).values()]
 
-    def __call__(self, weight: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
+    def __call__(
+        self, weight: Tensor, bias: Tensor | None, tensors: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor | None]:
+        part, now = self.at.part, _like(self.t, tensors)
         start = None if self.start is None else _like(self.start, tensors[len(self.t) :])
-        return weight + self.at.part.change(self.at, weight, _like(self.t, tensors), start)  # type: ignore[no-any-return]
+        added = None if part.delta_bias is None else part.change_bias(self.at, weight, bias, now, start)
+        if added is not None:
+            bias = added if bias is None else bias + added
+        return weight + part.change(self.at, weight, now, start), bias
 
 
 class Foldings:
-    """A weight with its changes, one after the other, as a function of their tensors."""
+    """A weight and a bias with their changes, one after the other, as a function of their tensors."""
 
     def __init__(self, each: list[Folding]):
         self.each = each
 
-    def __call__(self, weight: Tensor, *tensors: Tensor) -> Tensor:
+    def __call__(self, weight: Tensor, bias: Tensor | None, *tensors: Tensor) -> tuple[Tensor, Tensor | None]:
         for f in self.each:
-            weight, tensors = f(weight, tensors[: len(f.tensors)]), tensors[len(f.tensors) :]
-        return weight
+            weight, bias = f(weight, bias, tensors[: len(f.tensors)])
+            tensors = tensors[len(f.tensors) :]
+        return weight, bias
 
 
 def _like(t: T, tensors: tuple[Tensor, ...]) -> T:
@@ -387,7 +406,6 @@ def _dense(at: At) -> bool:
     return (
         isinstance(part, WeightEdit)
         and part.delta is not None
-        and part.delta_bias is None
         and part.before is None
         and (part.folds or part.shortcut is None)
         and not part.source.by_row

@@ -8,9 +8,9 @@ from luthier.papers.check import Check
 from luthier.papers.claims import AtMost, Beats, Equals
 
 SIZE, LIMIT = 10, 12_000
-ROWS = {"train": 240, "validation": 120, "test": 300}
-SEEDS, RATES = range(3), (1.0, 3.0, 10.0)
-SUPERNET, STEPS, BATCH, ROUNDS, POPULATION, RANDOM = 150, 80, 16, 5, 12, 10
+ROWS = {"train": 240, "validation": 60, "test": 160}
+SEEDS, RATES = range(3), (1.0, 3.0)
+SUPERNET, STEPS, BATCH, ROUNDS, POPULATION, RANDOM = 100, 40, 8, 4, 8, 10
 SETS = ("digits", "shapes", "places")
 SINGLE = ("adapters", "lora", "prompts")
 
@@ -43,6 +43,7 @@ CHECK = Check(
         "luthier.methods.mixed.noah",
         "luthier.search.search",
         "luthier.search.evolution",
+        "luthier.search.scorer",
         "luthier.search.supernet",
         "luthier.selection.space",
         "luthier.sources.slices",
@@ -50,9 +51,9 @@ CHECK = Check(
         "testbed:vit",
     ),
     data="the ViT testbed; handwritten digits, and generated images by shape and by place (drawn anew), 240 rows each for training",
-    against="adapters, LoRA or prompts alone, each of the largest size within the limit; 10 random mixes within it; each arm at its own best of three learning rates on each set, and mixes at random at the searched one's",
+    against="adapters, LoRA or prompts alone, each of the largest size within the limit; 10 random mixes within it; each arm at its own best of two learning rates on each set, and mixes at random at the searched one's",
     minutes=10,
-    notes="Learning rates are tried as each part's own, and as 3 and 10 times 2e-3 for all parts. The best single kind is picked for each set by "
+    notes="Learning rates are tried as each part's own, and as 6e-3 for all parts. The best single kind is picked for each set by "
     "validation.",
 )  # fmt: skip
 
