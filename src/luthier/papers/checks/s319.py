@@ -113,8 +113,8 @@ def one_layer(run: Any) -> None:
                 for p in made.trainable().values():
                     p.copy_(torch.randn(p.shape, generator=rng) * 0.3)
                 attached = model({"x": x}).hidden
-                model.merge("main")
                 want = formula(base.fc1, x, made.at()[0])
+                model.merge("main")
                 for found in (attached, model({"x": x}).hidden):
                     worst = max(worst, float((found - want).abs().max()))
                 model.unmerge("main")
