@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from luthier import data, methods
+    from luthier import data, methods, search
     from luthier.adaptations import load_adaptation
     from luthier.compare.compare import compare
     from luthier.compare.sized import sized
@@ -35,6 +35,7 @@ __all__ = [
     "load",
     "load_adaptation",
     "methods",
+    "search",
     "sized",
     "stack",
     "stream",
@@ -50,8 +51,12 @@ _HOMES = {
     "stack": "luthier.host",
     "stream": "luthier.streams.stream",
 }
-_PACKAGES = ("compare", "data", "errors", "methods")
-_CALLS = {"compare": ("luthier.compare.compare", "compare"), "data": ("luthier.data.load", "load_data")}
+_PACKAGES = ("compare", "data", "errors", "methods", "search")
+_CALLS = {
+    "compare": ("luthier.compare.compare", "compare"),
+    "data": ("luthier.data.load", "load_data"),
+    "search": ("luthier.search.search", "search"),
+}
 """Packages that are also called: `lt.data("reviews.csv")` and `luthier.data.load` share one attribute."""
 
 

@@ -13,6 +13,7 @@ def room(name, **names):
     sys.modules[name] = module
 room("luthier.data.load", load_data=lambda *a, **k: ("data", a, k))
 room("luthier.compare.compare", compare=lambda *a, **k: ("compare", a, k))
+room("luthier.search.search", search=lambda *a, **k: ("search", a, k))
 """
 
 
@@ -22,7 +23,7 @@ def outcome(code: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["data", "compare"])
+@pytest.mark.parametrize("name", ["data", "compare", "search"])
 @pytest.mark.parametrize(
     "imports",
     [

@@ -38,7 +38,7 @@ def nothing_is_dead(cell: Cell) -> None:
     assert not dead_sites(model, "main", cell.batch())
     y = cell.result(model, cell.batch()).float()
     (y - torch.cos(torch.arange(y.numel()).view(y.shape) * 0.7)).pow(2).mean().backward()
-    idle = cannot_matter(made)
+    idle = cannot_matter(made, model.base)
     size = {
         n: 0.0 if p.grad is None else p.grad.abs().max().item()
         for n, p in made.trainable().items()

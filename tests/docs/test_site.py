@@ -160,3 +160,15 @@ def test_the_page_of_weights_names_every_adapter():
     lines = {n: next(line for line in said.splitlines() if line.startswith(f"| `{n}` |")) for n in ours}
     assert len(ours) >= 4
     assert not [n for n, e in ours.items() for paper in e["papers"] if paper not in lines[n]]
+
+
+def test_the_page_of_weights_names_what_can_be_searched():
+    import luthier as lt
+    from luthier.selection.space import can_be_searched
+
+    said = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    found = {n: e for n, e in lt.methods.entries().items() if can_be_searched(lt.methods.get(n))}
+    assert set(found) == {"glora", "noah"}
+    for name, entry in found.items():
+        line = next(line for line in said.splitlines() if line.startswith(f"| `{name}` |"))
+        assert entry["papers"][0] in line

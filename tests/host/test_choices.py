@@ -136,7 +136,7 @@ def test_several_parts_under_one_name_are_one_adaptation() -> None:
 
 
 def test_key_biases_are_reported_as_without_effect() -> None:
-    idle = cannot_matter(Adaptation.new(BitFit(), bed.base("bert")))
+    idle = cannot_matter(Adaptation.new(BitFit(), base := bed.base("bert")), base)
     assert len(idle) == 3 and all("/key.values.bias" in n for n in idle)
 
 

@@ -36,10 +36,18 @@ def test_a_remade_function_has_its_gradients_twice() -> None:
 def test_a_folded_weight_has_its_gradients_twice() -> None:
     x, a, _ = given()
     weight, bias = torch.randn(20, 3, dtype=torch.float64), torch.randn(20, dtype=torch.float64)
-    make = lambda w, a: w + torch.tanh(a).T
+    make = lambda w, b, a: (w + torch.tanh(a).T, b + a.sum(0).sin()[:1])
     same = lambda x, a: folded(make, x, weight, bias, [a])
-    assert torch.allclose(same(x, a), linear(x, make(weight, a), bias))
+    assert torch.allclose(same(x, a), linear(x, *make(weight, bias, a)))
     assert torch.autograd.gradcheck(same, (x, a)) and torch.autograd.gradgradcheck(same, (x, a))
+
+
+def test_a_bias_that_is_not_changed_needs_no_gradient() -> None:
+    x, a, _ = given()
+    weight = torch.randn(20, 3, dtype=torch.float64)
+    make = lambda w, b, a: (w + torch.tanh(a).T, b)
+    for bias in (None, torch.randn(20, dtype=torch.float64)):
+        assert torch.autograd.gradcheck(lambda x, a, b=bias: folded(make, x, weight, b, [a]), (x, a))
 
 
 def test_only_what_goes_in_is_kept() -> None:

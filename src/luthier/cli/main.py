@@ -21,6 +21,7 @@ from luthier.cli import (
     mix,
     predict,
     prompts,
+    search,
     sites,
     testbed,
 )
@@ -58,6 +59,7 @@ def every_command(
 
 app.command("fit")(fit.fit)
 app.command("stream")(streams.stream)
+app.command("search")(search.search)
 app.command("meta")(meta.meta)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)

@@ -40,6 +40,7 @@ class Reason(StrEnum):
     KEEPS_NO_ACTIVATIONS = "keeps no activations of the blocks"
     NEEDS_VALUES = "needs the values of the base"
     ROWS_SHARE = "the same values for all rows"
+    BLOCKS_SHARE = "share positions or a cache"
     BYPASSED = "bypasses these modules"
 
     @property

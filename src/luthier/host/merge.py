@@ -29,7 +29,8 @@ def mergeable(part: Part) -> bool:
 
 @torch.no_grad()
 def merge(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
-    """Give every site of `name` a new Parameter with the change folded in; heads stay attached.
+    """Give every site of `name` a new Parameter with the change folded in; heads stay attached. A layer without a bias gets one where
+    the change has any, until `unmerge`.
 
     given: one row of whatever the adaptation's source needs (task, text). The kept originals make `unmerge` exact, and a
     tied weight is not written twice. Non-finite results raise and change nothing.
@@ -80,18 +81,20 @@ def merge(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
                 raise ModelError(
                     f"Merging {name!r} would make {path}.{key} infinite or NaN; nothing was merged."
                 )
-    kept: dict[str, dict[str, nn.Parameter]] = {}
+    kept: dict[str, dict[str, nn.Parameter | None]] = {}
     shared: dict[int, list[nn.Parameter]] = {}
     for path, tensors in new.items():
         module = adapted.base.get_submodule(path)
         for key, value in tensors.items():
             old = module._parameters[key]
-            if value is not old and old is not None:
+            if value is not old:
                 kept.setdefault(path, {})[key] = old
-                made = nn.Parameter(value.detach().to(old.dtype).clone(), requires_grad=False)
+                dtype = value.dtype if old is None else old.dtype
+                made = nn.Parameter(value.detach().to(dtype).clone(), requires_grad=False)
                 # modules that shared the old parameter and change alike go on sharing
-                alike = [p for p in shared.setdefault(id(old), []) if torch.equal(p, made)]
-                shared[id(old)].append(made)
+                same = [] if old is None else shared.setdefault(id(old), [])
+                alike = [p for p in same if torch.equal(p, made)]
+                same.append(made)
                 module._parameters[key] = alike[0] if alike else made
     adapted.merged[name] = kept
     for path, replaced in kept.items():

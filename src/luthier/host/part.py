@@ -248,6 +248,10 @@ class Part:
     def shared(self, sites: Sequence[Site]) -> Mapping[str, SpecLike]:
         return {}
 
+    def idle(self, site: Site, parameters: Mapping[str, Tensor]) -> Iterable[str]:
+        """Tensors that have no effect at a site, whatever their values, because of the module's own parameters there."""
+        return ()
+
     def carry(self, site: Site, before: T) -> tuple[Layout, Mapping[str, Tensor]]:
         """What this part begins with at a site on a further task: its layout, and tensors that do not begin as always.
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import SiteError
-from luthier.host.adaptation import Adaptation
+from luthier.host.adaptation import Adaptation, site_parameters
 from luthier.host.adapted import Adapted, terms
 from luthier.host.applicable import Reason, because
+from luthier.host.part import Part
 from luthier.host.places import Subset
 from luthier.host.structure import KEY
 
@@ -90,14 +91,17 @@ def dead_sites(adapted: Adapted, name: str, batch: Mapping[str, Any]) -> list[st
     ]
 
 
-def cannot_matter(adaptation: Adaptation) -> list[str]:
+def cannot_matter(adaptation: Adaptation, base: nn.Module) -> list[str]:
     """Trained tensors that have no effect whatever their values: a key bias shifts all scores of a query alike, and softmax
-    does not see it. They are reported, not refused: they belong to what the method says it trains."""
+    does not see it. They are reported, not refused: they belong to what the method says it trains (`Part.idle` says others)."""
     found = []
     for i, placed in enumerate(adaptation.placed()):
         if isinstance(placed.part, Subset):
             keys = [a for a in placed.ats() if a.site.role.endswith("attention.key") and "bias" in a.values]
             found += [f"parts.{i}.at.{a.key}.values.bias" for a in keys]
+        for a in placed.ats() if type(placed.part).idle is not Part.idle else ():
+            idle = placed.part.idle(a.site, site_parameters(base, a.site))
+            found += [f"parts.{i}.at.{a.key}.values.{name}" for name in idle if name in a.values]
         for name, module in placed.network.named_modules() if placed.network is not None else ():
             if KEY.match(name.rpartition(".")[2]) and getattr(module, "bias", None) is not None:
                 found.append(f"parts.{i}.network.{name}.bias")

@@ -26,6 +26,7 @@ PLACES = {
     "Subset": "entries",
     "ActivationEdit": "activation",
     "TokenPrompt": "tokens",
+    "BlockTokens": "tokens of a block",
     "AttentionEdit": "attention",
     "StateEdit": "state",
     "Stack": "stack",

@@ -147,8 +147,8 @@ def report(
         if lost := encoded.report.get("beyond", 0):
             tag = run.main.about.get(UNKNOWN, "?")
             lines.append((f"{name}: {lost} words are beyond that and are called {plain(tag)} unread", "data"))
-    if idle := cannot_matter(run.main):
-        said = f"{len(idle)} trained tensors cannot matter (key biases under softmax), first {idle[0]}"
+    if idle := cannot_matter(run.main, run.adapted.base):
+        said = f"{len(idle)} trained tensors cannot matter (key biases under softmax, factors of a bias of zeros), first {idle[0]}"
         lines.append((said, "size"))
     lines += [(plain(note), "data") for note in getattr(data, "notes", ())]
     if predicted is not None:

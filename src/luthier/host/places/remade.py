@@ -34,11 +34,14 @@ def remade(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 
 def folded(
-    make: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, tensors: Sequence[Tensor]
+    make: Callable[..., tuple[Tensor, Tensor | None]],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tensors: Sequence[Tensor],
 ) -> Tensor:
-    """x make(weight, *tensors)^T + bias; the weight is frozen, (out, in), and what is made of it, in its own dtype, is not kept.
-
-    The product is taken in the dtype of x, or of autocast where that is on.
+    """x W'^T + b' with (W', b') = make(weight, bias, *tensors); weight, (out, in), and bias are frozen, and what is made, in the weight's
+    dtype, is not kept. The product is taken in the dtype of x, or of autocast where that is on.
     """
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -48,7 +51,7 @@ def folded(
 
 
 def _product(
-    make: Callable[..., Tensor],
+    make: Callable[..., tuple[Tensor, Tensor | None]],
     dtype: torch.dtype,
     x: Tensor,
     weight: Tensor,
@@ -56,22 +59,28 @@ def _product(
     tensors: Sequence[Tensor],
 ) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
-        changed = make(weight, *tensors)
-    return linear(x.to(dtype), changed.to(dtype), None if bias is None else bias.to(dtype))
+        changed, added = make(weight, bias, *tensors)
+    return linear(x.to(dtype), changed.to(dtype), None if added is None else added.to(dtype))
 
 
 def _pulled(
-    function: Callable[..., Tensor], tensors: Sequence[Tensor], needs: Sequence[bool]
-) -> tuple[Tensor, Callable[[Tensor], list[Tensor | None]]]:
-    """(function(*tensors), the map from its gradient to theirs). It can be differentiated again where the backward pass is."""
+    function: Callable[..., Any], tensors: Sequence[Tensor], needs: Sequence[bool]
+) -> tuple[Any, Callable[..., list[Tensor | None]]]:
+    """(function(*tensors), the map from the gradients of what it makes to theirs). It can be differentiated again where the backward
+    pass is."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         given = list(tensors) if again else [t.detach().requires_grad_(n) for t, n in zip(tensors, needs)]
         made = function(*given)
 
-    def back(grad: Tensor) -> list[Tensor | None]:
+    def back(*grads: Tensor) -> list[Tensor | None]:
         wanted = [t for t, n in zip(given, needs) if n]
-        found = iter(torch.autograd.grad(made, wanted, grad, create_graph=again, allow_unused=True))
+        each = zip(made if isinstance(made, tuple) else (made,), grads, strict=True)
+        moved = [(m, g) for m, g in each if m is not None and m.requires_grad]
+        if not moved:
+            return [None for _ in needs]
+        outs, into = zip(*moved)
+        found = iter(torch.autograd.grad(outs, wanted, into, create_graph=again, allow_unused=True))
         return [next(found) if n else None for n in needs]
 
     return made, back
@@ -97,23 +106,24 @@ class Remade(torch.autograd.Function):
 
 
 class FoldedLinear(torch.autograd.Function):
-    """(make, dtype of the product, x, weight (out, in), bias, *tensors) -> x make(weight, *tensors)^T + bias."""
+    """(make, dtype of the product, x, weight (out, in), bias, *tensors) -> x W'^T + b', (W', b') = make(weight, bias, *tensors)."""
 
     @staticmethod
     def forward(ctx: Any, make, dtype, x, weight, bias, *tensors):
-        ctx.save_for_backward(x, weight, *tensors)
+        ctx.save_for_backward(x, weight, bias, *tensors)
         ctx.make = make
         return _product(make, dtype, x, weight, bias, tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, weight, *tensors = ctx.saved_tensors
+        x, weight, bias, *tensors = ctx.saved_tensors
         g, needs = grads[0], ctx.needs_input_grad[5:]
         with torch.autocast(x.device.type, enabled=False):
-            changed, back = _pulled(lambda *t: ctx.make(weight, *t), tensors, needs)
+            (changed, _), back = _pulled(lambda *t: ctx.make(weight, bias, *t), tensors, needs)
             gx = (g @ changed.to(g.dtype)).to(x.dtype) if ctx.needs_input_grad[2] else None
             out: list[Tensor | None] = [None] * len(tensors)
             if any(needs):
-                whole = g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1]).to(g.dtype)
-                out = back(whole.to(changed.dtype))
+                flat = g.reshape(-1, g.shape[-1])
+                whole = flat.T @ x.reshape(-1, x.shape[-1]).to(g.dtype)
+                out = back(whole.to(changed.dtype), flat.sum(0).to(changed.dtype))
         return (None, None, gx, None, None, *out)

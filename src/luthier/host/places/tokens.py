@@ -42,13 +42,8 @@ class TokenPrompt(Part):
 
     def sites(self, structure: Structure, name: str | None = None) -> Sequence[Site]:
         """Towers without an embedding of tokens (images, features) take prompts at their first block."""
-        if name is None and not any(s.role.startswith(("attention", "ssm", "conv")) for s in structure.sites):
-            raise because(
-                ModelError(
-                    f"{self.name} puts tokens in front of a sequence, but no module of {structure.model} lets one token read another."
-                ),
-                Reason.NO_MIXING,
-            )
+        if name is None:
+            refuse_without_mixing(self.name, structure)
         if (
             name is None
             and self.targets == "embedding"
@@ -76,6 +71,17 @@ class TokenPrompt(Part):
         tower = placed.ats()[0].site.tower
         adapted.prompts.setdefault(tower, []).append(placed)
         yield Prompting(adapted, tower, placed)
+
+
+def refuse_without_mixing(name: str, structure: Structure) -> None:
+    """ModelError where no token could see another that is put in front of it."""
+    if not any(s.role.startswith(("attention", "ssm", "conv")) for s in structure.sites):
+        raise because(
+            ModelError(
+                f"{name} puts tokens in front of a sequence, but no module of {structure.model} lets one token read another."
+            ),
+            Reason.NO_MIXING,
+        )
 
 
 class Prompting:

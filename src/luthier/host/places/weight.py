@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from luthier.errors import ModelError, OptionError
 from luthier.host.applicable import Reason, because, rows_share
 from luthier.host.exchange import EDITED, exchange
-from luthier.host.functional import call_with
+from luthier.host.functional import call_with, rowwise
 from luthier.host.part import Part, T
 from luthier.host.places.factored import Factors, changed, folding, usable
 from luthier.host.places.remade import folded
@@ -70,7 +70,8 @@ class WeightEdit(Weighted):
     delta(weight, t) -> the change of the weight, (out, in): used to merge, to export and in checks.
     shortcut(x, y, t) -> the same on activations; x: (..., in), y: (..., out), the layer's own output.
     before(x, t) -> x, instead of a shortcut, where the change is a change of the layer's input.
-    delta_bias(weight, bias, t) -> the change of the bias, (out,). Without `delta` and `delta_bias` the part cannot merge.
+    delta_bias(weight, bias, t) -> the change of the bias, (out,), or None. Without `delta` and `delta_bias` the part cannot merge.
+    bias: None where the layer has none; a change then becomes its bias for as long as it is merged.
     factors(t) -> Factors of a low-rank delta, beside a shortcut: where they serve a whole batch, layer and change are one
     function (`luthier.host.places.factored`). A delta without a shortcut is folded into the weight, which is made again in the backward
     pass (`luthier.host.places.remade`), so that no changed weight is kept.
@@ -106,20 +107,25 @@ class WeightEdit(Weighted):
                     f"{self.name}: rank={rank} is above min(in, out)={min(s.in_features, s.out_features)} at {s.name}. Choose a smaller rank."
                 )
 
-    def apply(self, x: Tensor, y: Tensor, t: T) -> Tensor:
-        """Activations with the change; tensors with a leading row dimension serve each row with its own."""
+    def apply(
+        self, x: Tensor, y: Tensor, t: T, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """Activations with the change; tensors with a leading row dimension serve each row with its own.
+
+        weight, bias: the layer's own at this site, (out, in) and (out,), for parts without a shortcut.
+        """
         if self.shortcut is not None:
             if any(v.dim() > 2 for v in t.values()) and x.dim() != 3:
                 # broadcasting (rows, r, in) against (rows, in) or 4-D activations is silently wrong
                 flat = x.reshape(len(x), -1, x.shape[-1]), y.reshape(len(y), -1, y.shape[-1])
                 return self.shortcut(*flat, t).reshape(y.shape)
             return self.shortcut(x, y, t)
-        d = self.delta(None, t)
+        d = self.delta(weight, t)
         change = (
             (x.reshape(len(x), -1, x.shape[-1]) @ d.mT).reshape(y.shape) if d.dim() > 2 else F.linear(x, d)
         )
-        bias = self.delta_bias(None, None, t) if self.delta_bias is not None else None
-        return y + change if bias is None else y + change + bias
+        added = self.delta_bias(weight, bias, t) if self.delta_bias is not None else None
+        return y + change if added is None else y + change + rowwise(added, y)
 
     def change(self, at: At, weight: Tensor, t: T, start: T | None) -> Tensor:
         """What is added to the module's whole weight, (out, in): `delta` with its coefficient, less that of an anchored start."""
@@ -134,31 +140,44 @@ class WeightEdit(Weighted):
             change = full
         return change  # type: ignore[no-any-return]
 
+    def change_bias(
+        self, at: At, weight: Tensor, bias: Tensor | None, t: T, start: T | None
+    ) -> Tensor | None:
+        """What is added to the module's whole bias, (out,), as `change`; weight: the whole one, before this part's change."""
+        rows = slice(*at.site.rows) if at.site.rows else slice(None)
+        own = None if bias is None else bias[rows]
+        change = self.delta_bias(weight[rows], own, t)
+        if change is None:
+            return None
+        if start is not None and not self.takes_start_off:
+            change = change - self.delta_bias(weight[rows], own, start)
+        change = at.placed.scale * (change.squeeze(0) if change.dim() > 1 else change)
+        if at.site.rows:
+            full = weight.new_zeros(len(weight))
+            full[rows] = change
+            change = full
+        return change  # type: ignore[no-any-return]
+
     def parameters(
         self, at: At, module: nn.Module, now: Mapping[str, Tensor], ctx: Context | None
     ) -> dict[str, Tensor]:
         weight, bias, site, part = now["weight"], now.get("bias"), at.site, at.part
         own = weight.T if site.transposed else weight
-        rows = slice(*site.rows) if site.rows else slice(None)
         exact = _exact(part, weight)
         t = at.t(ctx, exact)
+        start = at.t(ctx, exact, at.anchor) if part.start.anchored else None
         out = dict(now)
         if self.delta is not None:
-            start = at.t(ctx, exact, at.anchor) if part.start.anchored else None
             change = self.change(at, own.to(exact), t, start).to(weight.dtype)
             out["weight"] = weight + (change.T if site.transposed else change)
         if self.delta_bias is not None:
-            change = self.delta_bias(own[rows], None if bias is None else bias[rows], t)
-            if change is not None and bias is None:
+            added = self.change_bias(at, own.to(exact), bias, t, start)
+            if added is not None and bias is None and "bias" not in module._parameters:
                 raise ModelError(
-                    f"{self.name} changes the bias, but {site.name} has none. Choose other targets."
+                    f"{self.name} changes the bias, but {site.name} has no place for one. Choose other targets."
                 )
-            if change is not None and bias is not None:
-                if part.start.anchored and not self.takes_start_off:
-                    change = change - self.delta_bias(own[rows], bias[rows], at.t(ctx, bias.dtype, at.anchor))
-                full = torch.zeros_like(bias)
-                full[rows] = at.placed.scale * change
-                out["bias"] = bias + full
+            if added is not None:
+                out["bias"] = added.to(weight.dtype) if bias is None else bias + added.to(bias.dtype)
         return out
 
 
@@ -195,15 +214,15 @@ class Port:
         self.module = module
         self.exchanged: Any = None
         self.edits: list[At] = []
-        self.kept: dict[str, Mapping[str, Tensor]] = {}
-        """{merged adaptation: the parameters that its merge replaced}, the first merge first."""
+        self.kept: dict[str, Mapping[str, Tensor | None]] = {}
+        """{merged adaptation: the parameters that its merge replaced, None for a bias that it made}, the first merge first."""
 
     def own(self, unfolded: bool) -> dict[str, Tensor]:
         """The module's own parameters; unfolded: without what is merged into them."""
-        now: dict[str, Tensor] = dict(self.module.named_parameters(recurse=False))
+        now: dict[str, Tensor | None] = dict(self.module.named_parameters(recurse=False))
         for replaced in reversed(self.kept.values()) if unfolded else ():
             now.update(replaced)
-        return now
+        return {name: p for name, p in now.items() if p is not None}
 
     def belongs_to_rows(self, at: At) -> None:
         if rows_share(at.site):
@@ -263,7 +282,8 @@ class Port:
                     x = args[0] if args else next(iter(kwargs.values()))
                     y = _turned_slice(at, ctx, x, y, self.own(unfolded)["weight"])
             elif not _folds(at) and not _turns(at):
-                y = _shortcut(at, ctx, args[0] if args else next(iter(kwargs.values())), y)
+                own = None if at.part.shortcut is not None else self.own(unfolded)  # type: ignore[attr-defined]
+                y = _shortcut(at, ctx, args[0] if args else next(iter(kwargs.values())), y, own)
         return y
 
     def in_rows(
@@ -363,31 +383,37 @@ def _folded(
 
 
 class Folding:
-    """One part's change of a weight as a function of its tensors."""
+    """One part's change of a weight and its bias as a function of its tensors."""
 
     def __init__(self, at: At, ctx: Context, dtype: torch.dtype):
         self.at, self.t, self.dtype = at, at.t(ctx, dtype), dtype
         self.start = at.t(ctx, dtype, at.anchor) if at.part.start.anchored else None
         self.tensors = [*self.t.values(), *(self.start or {}).values()]
 
-    def __call__(self, weight: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
-        t, start = _like(self.t, tensors), None
+    def __call__(
+        self, weight: Tensor, bias: Tensor | None, tensors: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor | None]:
+        part, t, start = self.at.part, _like(self.t, tensors), None
         if self.start is not None:
             t.start = start = _like(self.start, tensors[len(self.t) :])
-        change = self.at.part.change(self.at, weight.to(self.dtype), t, start)
-        return weight + change.to(weight.dtype)  # type: ignore[no-any-return]
+        own = weight.to(self.dtype)
+        added = None if part.delta_bias is None else part.change_bias(self.at, own, bias, t, start)
+        if added is not None:
+            bias = added.to(weight.dtype) if bias is None else bias + added.to(bias.dtype)
+        return weight + part.change(self.at, own, t, start).to(weight.dtype), bias
 
 
 class Foldings:
-    """A weight with its changes, one after the other, as a function of their tensors."""
+    """A weight and a bias with their changes, one after the other, as a function of their tensors."""
 
     def __init__(self, each: list[Folding]):
         self.each = each
 
-    def __call__(self, weight: Tensor, *tensors: Tensor) -> Tensor:
+    def __call__(self, weight: Tensor, bias: Tensor | None, *tensors: Tensor) -> tuple[Tensor, Tensor | None]:
         for f in self.each:
-            weight, tensors = f(weight, tensors[: len(f.tensors)]), tensors[len(f.tensors) :]
-        return weight
+            weight, bias = f(weight, bias, tensors[: len(f.tensors)])
+            tensors = tensors[len(f.tensors) :]
+        return weight, bias
 
 
 def _like(t: T, tensors: tuple[Tensor, ...]) -> T:
@@ -407,7 +433,6 @@ def _dense(at: At) -> bool:
     return (
         isinstance(part, WeightEdit)
         and part.delta is not None
-        and part.delta_bias is None
         and part.before is None
         and (part.folds or part.shortcut is None)
         and not part.source.by_row
@@ -415,15 +440,26 @@ def _dense(at: At) -> bool:
     )
 
 
-def _shortcut(at: At, ctx: Context, x: Tensor, y: Tensor) -> Tensor:
-    part, rows = at.part, at.site.rows
+def _shortcut(at: At, ctx: Context, x: Tensor, y: Tensor, given: Mapping[str, Tensor] | None) -> Tensor:
+    """y with one part's change. given: the layer's own parameters, for a part without a shortcut."""
+    part: Any = at.part
+    rows = at.site.rows
     own = y[..., rows[0] : rows[1]] if rows else y
-    new = part.apply(x, own, at.t(ctx, x.dtype))  # type: ignore[attr-defined]
+    held = () if given is None else _at_site(at, given)
+    new = part.apply(x, own, at.t(ctx, x.dtype), *held)
     if part.start.anchored:  # own + (d - d0): exactly `own` at the start
         nothing = torch.zeros_like(own)
-        d = part.apply(x, nothing, at.t(ctx, x.dtype)) - part.apply(x, nothing, at.t(ctx, x.dtype, at.anchor))  # type: ignore[attr-defined]
-        new = own + d
+        d = part.apply(x, nothing, at.t(ctx, x.dtype), *held)
+        new = own + (d - part.apply(x, nothing, at.t(ctx, x.dtype, at.anchor), *held))
     new = at.blend(new, own, ctx)
     if rows is None:
         return new
     return torch.cat([y[..., : rows[0]], new, y[..., rows[1] :]], -1)
+
+
+def _at_site(at: At, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """The layer's weight, (out, in), and its bias at a site."""
+    rows = slice(*at.site.rows) if at.site.rows else slice(None)
+    bias = given.get("bias")
+    weight = given["weight"].T if at.site.transposed else given["weight"]
+    return weight[rows], None if bias is None else bias[rows]
