@@ -16,7 +16,8 @@ from luthier.host.structure import structure_of
 
 SIZES = ("rank", "width", "length", "count")
 """Options that say how large a method is; the first that a method has is the one that a budget sets."""
-LARGEST = 2**20
+LARGEST, NEAR = 2**20, 32
+"""The largest size that is tried, and how far around a crossing one is looked for."""
 
 
 def count(method: Part, base: nn.Module) -> int:
@@ -69,6 +70,9 @@ def sized(method: Part, base: nn.Module, allowed: int) -> Part:
         fits = lambda n: (numbers(n) or 0) > allowed
         least = numbers(last) or 0
         best = smallest if not fits(smallest) else _last(fits, smallest) + 1
+        near = range(max(smallest, best - NEAR), min(last, best + NEAR) + 1)  # it falls in steps, and rises between them
+        within = [n for n in near if (numbers(n) or 0) <= allowed]
+        best = max(within, key=lambda n: numbers(n) or 0, default=best)
     else:
         least = numbers(smallest) or 0
         best = _last(lambda n: (found := numbers(n)) is not None and found <= allowed, smallest)
