@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from luthier.host.context import Context
     from luthier.host.placed import At, Placed
     from luthier.host.sites import Site
+
+Own = Callable[[], Mapping[str, Tensor]]
 
 
 class Weighted(Part):
@@ -119,13 +122,19 @@ class WeightEdit(Weighted):
         bias = self.delta_bias(None, None, t) if self.delta_bias is not None else None
         return y + change if bias is None else y + change + bias
 
+    def applied(self, module: nn.Module, own: Own, x: Tensor, y: Tensor, t: T) -> Tensor:
+        """`apply` at a module, for places that need the module itself; own(): its parameters, as it stores them."""
+        return self.apply(x, y, t)
+
     def change(self, at: At, weight: Tensor, t: T, start: T | None) -> Tensor:
-        """What is added to the module's whole weight, (out, in): `delta` with its coefficient, less that of an anchored start."""
+        """What is added to the module's whole weight, as (out, ...): `delta` with its coefficient, less that of an anchored start."""
         rows = slice(*at.site.rows) if at.site.rows else slice(None)
         change = self.delta(weight[rows], t)
         if start is not None:
             change = change - self.delta(weight[rows], start)
-        change = at.placed.scale * change.squeeze(0) if change.dim() > 2 else at.placed.scale * change
+        if change.dim() > weight.dim():  # made for one row
+            change = change.squeeze(0)
+        change = at.placed.scale * change
         if at.site.rows:
             full = torch.zeros_like(weight)
             full[rows] = change
@@ -255,7 +264,8 @@ class Port:
                     now = at.part.parameters(at, self.module, self.own(unfolded), ctx)  # type: ignore[attr-defined]
                     y = at.blend(call_with(self.module, now, args, kwargs), y, ctx)
             else:
-                y = _shortcut(at, ctx, args[0] if args else next(iter(kwargs.values())), y)
+                x = args[0] if args else next(iter(kwargs.values()))
+                y = _shortcut(at, ctx, self.module, partial(self.own, unfolded), x, y)
         return y
 
 
@@ -386,15 +396,15 @@ def _dense(at: At) -> bool:
     )
 
 
-def _shortcut(at: At, ctx: Context, x: Tensor, y: Tensor) -> Tensor:
+def _shortcut(at: At, ctx: Context, module: nn.Module, own: Own, x: Tensor, y: Tensor) -> Tensor:
     part, rows = at.part, at.site.rows
-    own = y[..., rows[0] : rows[1]] if rows else y
-    new = part.apply(x, own, at.t(ctx, x.dtype))  # type: ignore[attr-defined]
-    if part.start.anchored:  # own + (d - d0): exactly `own` at the start
-        nothing = torch.zeros_like(own)
-        d = part.apply(x, nothing, at.t(ctx, x.dtype)) - part.apply(x, nothing, at.t(ctx, x.dtype, at.anchor))  # type: ignore[attr-defined]
-        new = own + d
-    new = at.blend(new, own, ctx)
+    old = y[..., rows[0] : rows[1]] if rows else y
+    new = part.applied(module, own, x, old, at.t(ctx, x.dtype))
+    if part.start.anchored:  # old + (d - d0): exactly `old` at the start
+        nothing = torch.zeros_like(old)
+        d = part.applied(module, own, x, nothing, at.t(ctx, x.dtype))
+        new = old + (d - part.applied(module, own, x, nothing, at.t(ctx, x.dtype, at.anchor)))
+    new = at.blend(new, old, ctx)
     if rows is None:
         return new
     return torch.cat([y[..., : rows[0]], new, y[..., rows[1] :]], -1)
