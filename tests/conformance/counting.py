@@ -1,8 +1,8 @@
 """The closed form of the trained count, as a method's docstring states it: `trained: EXPRESSION`, or `... per site`.
 
 Names in it: options (a number of the same name in the layout first), lengths of lists in the layout, of words there 0 for `none` and 1 for
-others; of a site `in`, `out`, `heads`, `head_dim`, `d` (= heads * head_dim), of a selective scan `inner` and `states`; of the part `tensors` (how
-many it reads there), `length` and `row` (rows of the first,
+others; of a site `in`, `out`, `heads`, `head_dim`, `d` (= heads * head_dim), of a selective scan `inner` and `states`; of a convolution `window` and
+`sides` (product and sum of its kernel's lengths); of the part `tensors` (how many it reads there), `length` and `row` (rows of the first,
 as tokens, and numbers in one); of the model `width`, `blocks`, `sites`, `kinds` (sites that
 differ in more than numbers), numbers of the layout, `min`, `divisor(n, k)` (the largest divisor of n up to k), `root(n)` (up to
 its square root), `all`, `biases`, `norms`, `top(k)` (the last k blocks),
@@ -57,6 +57,8 @@ def of_part(part: Any, placed: Any, structure: Structure) -> int:
         own = {k: len(v) for k, v in at.layout.items() if isinstance(v, list)}
         own |= {k: int(v != "none") for k, v in at.layout.items() if type(v) is str}
         own |= {"inputs": s.in_features, "outputs": s.out_features, "heads": s.heads, "head_dim": s.head_dim}
+        kernel = dict(s.parameters).get("weight", ())[2:]
+        own |= {"window": math.prod(kernel), "sides": sum(kernel)}
         own |= dict(zip(("inner", "states"), dict(s.parameters).get("A_log", ()), strict=False))
         own |= {
             "d": s.heads * s.head_dim,

@@ -500,3 +500,101 @@ def waywardness(
         if best is not None
         else f"no gamma gives prompts that read as these texts (F1 above {TRUST:g}) and lose at most {most:g}"
     )
+
+
+@app.command("intruders")
+def intruders(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The pretrained model, named as --model.")],
+    tuned: Annotated[
+        str,
+        typer.Argument(
+            metavar="TUNED",
+            help="What was tuned from it: a model named alike, a run folder, or an adaptation's folder.",
+        ),
+    ],
+    k: Annotated[
+        int, typer.Option("--k", min=1, help="Top singular vectors of each matrix to look at.")
+    ] = 10,
+    eps: Annotated[
+        float, typer.Option("--eps", min=0, max=1, help="An intruder resembles no pretrained vector so much.")
+    ] = 0.5,
+    targets: Annotated[
+        str,
+        typer.Option("--targets", help="Matrices to look at, as methods name them: 'attention.* | mlp.*'."),
+    ] = "*",
+    repair: Annotated[
+        float | None,
+        typer.Option(
+            "--repair", min=0, help="Scale intruders by this, below 1 (0.75 is usual), and write --out."
+        ),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", help="The folder of the repaired model, which must not exist.")
+    ] = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Singular vectors of tuned weights that resemble none of the pretrained ones: where tuning left the model's ways.
+
+    luthier instruments intruders builtin:llama run/
+
+    luthier instruments intruders builtin:llama run/ --repair 0.75 --out repaired/
+    """
+    from dataclasses import replace
+
+    from luthier.instruments.intruders import intruders as look
+    from luthier.instruments.intruders import repaired
+    from luthier.models.load import load
+    from luthier.models.write import refuse_existing, write_model
+
+    if (repair is None) != (out is None):
+        raise OptionError("--repair and --out go together: a factor below 1, and the folder to write.")
+    if repair is not None and repair >= 1:
+        raise OptionError(f"--repair {repair:g}: intruders are shrunk, by a factor from 0 to below 1.")
+    if out is not None:
+        refuse_existing(out)
+    before = load(base, device=device, dtype=dtype)
+    after = _tuned(tuned, before, device, dtype)
+    found = look(
+        before.base, after.base, k=k, eps=eps, targets=targets, say=(lambda said: None) if quiet else note
+    )
+    if out is not None and repair is not None:
+        made = replace(after, base=repaired(after.base, found.where, repair), _fingerprint=None)
+        write_model(made, out)
+    if json:
+        as_json({**found.card(), "repaired": out})
+        return
+    counts = found.counts()
+    roles = list(dict.fromkeys(role for row in counts.values() for role in row))
+    lines = [
+        [name, *(str(row.get(r, "")) for r in roles), str(sum(row.values()))] for name, row in counts.items()
+    ]
+    table(["layer", *roles, "all"], lines, numbers=range(1, len(roles) + 2))
+    note(
+        f"{found.total} intruders in {len(found.matrices)} matrices: of the {k} top singular vectors of each, those that resemble no "
+        f"pretrained one by {eps:g}"
+    )
+    if found.left_out:
+        note(f"{len(found.left_out)} linear layers are in one of the models only and were left out")
+    if out is not None:
+        note(
+            f"{out}: the tuned model with {found.total} intruders scaled by {repair:g}; load it as any model"
+        )
+
+
+def _tuned(source: str, base: Any, device: str, dtype: str) -> Any:
+    """The tuned model: a model, or the base with an adaptation merged into a copy of it."""
+    from dataclasses import replace
+    from pathlib import Path
+
+    from luthier.adaptations import folder_of, load_adaptation
+    from luthier.host.merge import merged_copy
+    from luthier.models.load import load
+
+    if not Path(source).is_dir() or (Path(source) / "config.json").is_file():
+        return load(source, device=device, dtype=dtype)
+    opened = load_adaptation(folder_of(source), base)
+    made = merged_copy(base.base, getattr(opened, "adaptation", opened), head=False)
+    return replace(base, base=made, name=f"{base.name} with {source}", _fingerprint=None)

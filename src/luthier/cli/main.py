@@ -23,6 +23,7 @@ from luthier.cli import (
     prompts,
     search,
     sites,
+    slim,
     testbed,
 )
 from luthier.cli import stream as streams
@@ -66,6 +67,7 @@ app.command("predict")(predict.predict)
 app.command("mix")(mix.mix)
 app.command("convert")(convert.convert)
 app.command("cut")(cut.cut)
+app.command("slim")(slim.slim)
 app.command("methods")(methods.methods)
 app.command("sites")(sites.sites)
 app.add_typer(testbed.app, name="testbed")

@@ -34,6 +34,7 @@ class Reason(StrEnum):
     NO_GENERATION = "cannot generate"
     NO_POSITIONS = "no explicit positions"
     NOT_LINEAR = "edits linear weights"
+    NOT_A_CONVOLUTION = "edits convolutions"
     NOT_A_WEIGHT = "not a change of weights"
     NOT_ADDITIVE = "no additive effect"
     WALKS_BLOCKS = "replaces the walk through the blocks"

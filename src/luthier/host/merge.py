@@ -109,16 +109,17 @@ def refuse_parts(base: nn.Module) -> None:
         )
 
 
-def merged_copy(base: nn.Module, adaptation: Any, **given: Any) -> nn.Module:
+def merged_copy(base: nn.Module, adaptation: Any, *, head: bool = True, **given: Any) -> nn.Module:
     """A copy of `base` with the adaptation folded into its weights: a plain module, or, where there is an output head, the
-    copy with the head attached, called as `module(batch).logits`. The base itself is untouched."""
+    copy with the head attached, called as `module(batch).logits`. head=False leaves it out: always a plain module. The base
+    itself is untouched."""
     from luthier.host.adapted import Adapted
 
     refuse_parts(base)
     made = Adapted(copy.deepcopy(base))
     made.attach("merged", copy.deepcopy(adaptation))
     made.merge("merged", **given)
-    if made.heads:
+    if made.heads and head:
         return made.eval()
     made.merged = {}  # nothing to give back: the copy keeps its new weights
     made.detach("merged")

@@ -70,7 +70,9 @@ def sized(method: Part, base: nn.Module, allowed: int) -> Part:
         fits = lambda n: (numbers(n) or 0) > allowed
         least = numbers(last) or 0
         best = smallest if not fits(smallest) else _last(fits, smallest) + 1
-        near = range(max(smallest, best - NEAR), min(last, best + NEAR) + 1)  # it falls in steps, and rises between them
+        near = range(
+            max(smallest, best - NEAR), min(last, best + NEAR) + 1
+        )  # it falls in steps, and rises between them
         within = [n for n in near if (numbers(n) or 0) <= allowed]
         best = max(within, key=lambda n: numbers(n) or 0, default=best)
     else:

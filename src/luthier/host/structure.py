@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from luthier.host.sites import Site, Structure, Tower, is_linear, is_transposed
+from luthier.host.slim import Slim
 
 QUERY = re.compile(r"^(q|query|q_proj|q_lin|to_q|wq|query_proj|q_attn|linear_q)$", re.I)
 KEY = re.compile(r"^(k|key|k_proj|k_lin|to_k|wk|key_proj|linear_k)$", re.I)
@@ -168,9 +169,11 @@ def _block_sites(block: nn.Module, path: str) -> list[tuple[str, str, dict]]:
     """(module path, role, extras) of everything with a role inside one block."""
     out: list[tuple[str, str, dict]] = [(path, "block", {})]
     inside = {f"{path}.{n}" if n else path: m for n, m in block.named_modules()}
+    slim = tuple(f"{n}." for n, m in inside.items() if isinstance(m, Slim))
+    inside = {n: m for n, m in inside.items() if not n.startswith(slim)}  # its two layers have no role
     attention: dict[str, str] = {}  # container -> role prefix
     for name, module in inside.items():
-        children = {n: m for n, m in module.named_children() if is_linear(m)}
+        children = {n: m for n, m in module.named_children() if is_map(m)}
         q, k, v = (next((n for n in children if r.match(n)), None) for r in (QUERY, KEY, VALUE))
         fused = next((n for n in children if FUSED.match(n)), None)
         mixed = next((n for n in children if INTERLEAVED.match(n)), None)
@@ -202,7 +205,7 @@ def _block_sites(block: nn.Module, path: str) -> list[tuple[str, str, dict]]:
     taken = {n for n, _, _ in out}
     width = _residual_width(inside, out)
     ssm = {n for n, m in inside.items() if hasattr(m, "A_log")}
-    linears = [(n, m) for n, m in inside.items() if is_linear(m) and n not in taken]
+    linears = [(n, m) for n, m in inside.items() if is_map(m) and n not in taken]
     for name, module in linears:
         owner, leaf = name.rpartition(".")[0], name.rpartition(".")[2]
         role = f"ssm.{leaf.removesuffix('_proj')}" if owner in ssm else _mlp_role(leaf, name, module, width)
@@ -267,7 +270,7 @@ def _outputs(inside: dict[str, nn.Module], container: str, block: str, taken: se
     own = [
         n
         for n, m in inside.items()
-        if n.startswith(container + ".") and is_linear(m) and n.rpartition(".")[2] not in taken
+        if n.startswith(container + ".") and is_map(m) and n.rpartition(".")[2] not in taken
     ]
     if own:
         return own[-1:]
@@ -277,7 +280,7 @@ def _outputs(inside: dict[str, nn.Module], container: str, block: str, taken: se
     beside = [
         n
         for n, m in inside.items()
-        if n.startswith(parent + ".") and not n.startswith(container + ".") and is_linear(m)
+        if n.startswith(parent + ".") and not n.startswith(container + ".") and is_map(m)
     ]
     return beside[:1]
 
@@ -286,7 +289,7 @@ def _residual_width(inside: dict[str, nn.Module], out: list[tuple[str, str, dict
     for name, role, _ in out:
         if role.endswith(".output"):
             return _out(inside[name])
-    linears = [m for m in inside.values() if is_linear(m)]
+    linears = [m for m in inside.values() if is_map(m)]
     return _in(linears[0]) if linears else 0
 
 
@@ -367,11 +370,20 @@ def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and next(module.children(), None) is None
 
 
+def is_map(module: nn.Module) -> bool:
+    """A linear map of one layer, or of the two of a slim one."""
+    return is_linear(module) or isinstance(module, Slim)
+
+
 def _in(module: nn.Module) -> int:
+    if isinstance(module, Slim):
+        return module.in_features
     return module.weight.shape[0 if is_transposed(module) else 1]  # type: ignore[union-attr,index,return-value]
 
 
 def _out(module: nn.Module) -> int:
+    if isinstance(module, Slim):
+        return module.out_features
     return module.weight.shape[1 if is_transposed(module) else 0]  # type: ignore[union-attr,index,return-value]
 
 
@@ -380,7 +392,7 @@ def _make(
 ) -> list[Site]:
     """The site of a module; a fused projection also yields one for each slice."""
     weight = getattr(module, "weight", None)
-    if is_linear(module):
+    if is_map(module):
         sizes = (_in(module), _out(module))
     elif isinstance(module, nn.Embedding):
         sizes = (module.num_embeddings, module.embedding_dim)
@@ -389,7 +401,7 @@ def _make(
     else:
         sizes = (0, 0)
     if role in ("block", "attention", "cross_attention"):
-        inner = [m for m in module.modules() if is_linear(m)]
+        inner = [m for m in module.modules() if is_map(m)]
         sizes = (_in(inner[0]), _in(inner[0])) if inner else sizes
     heads, dim = extra.get("heads", 0), extra.get("head_dim", 0)
     turned = is_transposed(module)

@@ -36,6 +36,24 @@ class ImageSettings(Settings):
     mean: tuple[float, ...] = Field(max_length=4)
     std: tuple[float, ...] = Field(max_length=4)
 
+    def processor(self) -> dict[str, Any]:
+        """The same as Transformers writes it: preprocessor_config.json."""
+        final = {"height": self.height, "width": self.width}
+        size = dict(zip(("height", "width"), self.resize)) if self.resize else final
+        return {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True,
+            "size": {"shortest_edge": self.shorter_side} if self.shorter_side else size,
+            "resample": self.resample,
+            "do_center_crop": bool(self.shorter_side or self.resize),
+            "crop_size": final,
+            "do_rescale": True,
+            "rescale_factor": self.scale,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+
 
 class ImagePreprocess:
     """Images become {"pixel_values": float32 (rows, channels, height, width)}.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.errors import LuthierError, ModelError
-from luthier.models import architecture, builtin, safety, weights
+from luthier.models import architecture, builtin, safety, slim, weights
 from luthier.models.model import Kind, Model, Pooling
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -213,6 +213,7 @@ def _build(
         else:
             config = architecture.config_of(folder.config, source)
             cls = architecture.class_of(folder.config, config, source)
+        cls = slim.class_with(cls, folder.config, source)
         options = architecture.options_of(cls, folder.entries)
         _check_size(cls, config, options, folder, source)
         state: dict[str, Tensor] = {}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import LuthierError, ModelError, RunError
+from luthier.errors import LuthierError, ModelError
 from luthier.train.fitted import Fitted
 
 MODEL, ADAPTATION = "model", "adaptation"
@@ -19,32 +18,26 @@ def write_smaller(fitted: Fitted, folder: str | Path) -> Fitted:
     of unequal width), RunError where the folder exists.
     """
     from luthier.adaptations import load_adaptation
-    from luthier.models.load import load, quiet
+    from luthier.models.load import load
+    from luthier.models.write import new_folder, refuse_existing, write_files
 
-    folder, made = Path(folder), fitted.smaller()
-    if folder.exists():
-        raise RunError(f"{folder} exists. Choose another folder, or remove it.")
-    base: Any = made.model.base
-    tokenizer = getattr(fitted.preprocess, "tokenizer", None)
-    if tokenizer is None or not hasattr(base, "save_pretrained"):
+    refuse_existing(folder)
+    made = fitted.smaller()
+    if getattr(fitted.preprocess, "tokenizer", None) is None:
         raise ModelError(
             f"{fitted.model.name} is no Transformers model of texts, so it is not written. Use fitted.smaller() in Python."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
-        with quiet():
-            base.save_pretrained(Path(aside, "out", MODEL))
-        tokenizer.save_pretrained(Path(aside, "out", MODEL))
-        made.save(Path(aside, "out", ADAPTATION))
+    with new_folder(folder) as aside:
+        write_files(made.model, aside / MODEL)
+        made.save(aside / ADAPTATION)
         try:
-            again = load(Path(aside, "out", MODEL), device=fitted.model.device, dtype=fitted.model.dtype)
-            back = load_adaptation(Path(aside, "out", ADAPTATION), again)
+            again = load(aside / MODEL, device=fitted.model.device, dtype=fitted.model.dtype)
+            back = load_adaptation(aside / ADAPTATION, again)
         except LuthierError as error:
             raise ModelError(
                 f"The smaller model cannot be written so that it loads as itself ({error}) Cut no heads (cut_heads=0), or keep "
                 "the adaptation attached to the whole model."
             ) from None
-        Path(aside, "out").rename(folder)
     return back
 
 

@@ -3,6 +3,7 @@
 from luthier.host.places.activation import ActivationEdit
 from luthier.host.places.attention import AttentionEdit
 from luthier.host.places.block import BlockTokens
+from luthier.host.places.convolution import ConvolutionEdit
 from luthier.host.places.factored import Factors
 from luthier.host.places.output import OutputHead
 from luthier.host.places.stack import Stack
@@ -12,6 +13,6 @@ from luthier.host.places.units import UnitCut
 from luthier.host.places.weight import Subset, WeightEdit
 
 __all__ = [
-    "ActivationEdit", "AttentionEdit", "BlockTokens", "Factors", "OutputHead", "Stack", "StateEdit", "Subset", "TokenPrompt",
-    "UnitCut", "WeightEdit",
+    "ActivationEdit", "AttentionEdit", "BlockTokens", "ConvolutionEdit", "Factors", "OutputHead", "Stack", "StateEdit", "Subset",
+    "TokenPrompt", "UnitCut", "WeightEdit",
 ]  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from luthier.host.context import Context
     from luthier.host.placed import At, Placed
     from luthier.host.sites import Site
+
+Own = Callable[[], tuple[Tensor, Tensor | None]]
+"""() -> (a layer's weight at a site, (out, ...), and its bias there)."""
 
 
 class Weighted(Part):
@@ -127,13 +131,19 @@ class WeightEdit(Weighted):
         added = self.delta_bias(weight, bias, t) if self.delta_bias is not None else None
         return y + change if added is None else y + change + rowwise(added, y)
 
+    def applied(self, module: nn.Module, own: Own, x: Tensor, y: Tensor, t: T) -> Tensor:
+        """`apply` at a module, for places that need the module itself; own(): its weight and bias at the site."""
+        return self.apply(x, y, t, *(() if self.shortcut is not None else own()))
+
     def change(self, at: At, weight: Tensor, t: T, start: T | None) -> Tensor:
-        """What is added to the module's whole weight, (out, in): `delta` with its coefficient, less that of an anchored start."""
+        """What is added to the module's whole weight, as (out, ...): `delta` with its coefficient, less that of an anchored start."""
         rows = slice(*at.site.rows) if at.site.rows else slice(None)
         change = self.delta(weight[rows], t)
         if start is not None and not self.takes_start_off:
             change = change - self.delta(weight[rows], start)
-        change = at.placed.scale * change.squeeze(0) if change.dim() > 2 else at.placed.scale * change
+        if change.dim() > weight.dim():  # made for one row
+            change = change.squeeze(0)
+        change = at.placed.scale * change
         if at.site.rows:
             full = torch.zeros_like(weight)
             full[rows] = change
@@ -282,8 +292,8 @@ class Port:
                     x = args[0] if args else next(iter(kwargs.values()))
                     y = _turned_slice(at, ctx, x, y, self.own(unfolded)["weight"])
             elif not _folds(at) and not _turns(at):
-                own = None if at.part.shortcut is not None else self.own(unfolded)  # type: ignore[attr-defined]
-                y = _shortcut(at, ctx, args[0] if args else next(iter(kwargs.values())), y, own)
+                x = args[0] if args else next(iter(kwargs.values()))
+                y = _shortcut(at, ctx, self.module, partial(self.own, unfolded), x, y)
         return y
 
     def in_rows(
@@ -440,26 +450,32 @@ def _dense(at: At) -> bool:
     )
 
 
-def _shortcut(at: At, ctx: Context, x: Tensor, y: Tensor, given: Mapping[str, Tensor] | None) -> Tensor:
-    """y with one part's change. given: the layer's own parameters, for a part without a shortcut."""
+def _shortcut(
+    at: At,
+    ctx: Context,
+    module: nn.Module,
+    parameters: Callable[[], Mapping[str, Tensor]],
+    x: Tensor,
+    y: Tensor,
+) -> Tensor:
+    """y with one part's change. parameters: the module's own, as it stores them."""
     part: Any = at.part
-    rows = at.site.rows
-    own = y[..., rows[0] : rows[1]] if rows else y
-    held = () if given is None else _at_site(at, given)
-    new = part.apply(x, own, at.t(ctx, x.dtype), *held)
-    if part.start.anchored:  # own + (d - d0): exactly `own` at the start
-        nothing = torch.zeros_like(own)
-        d = part.apply(x, nothing, at.t(ctx, x.dtype), *held)
-        new = own + (d - part.apply(x, nothing, at.t(ctx, x.dtype, at.anchor), *held))
-    new = at.blend(new, own, ctx)
+    own, rows = partial(_at_site, at, parameters), at.site.rows
+    old = y[..., rows[0] : rows[1]] if rows else y
+    new = part.applied(module, own, x, old, at.t(ctx, x.dtype))
+    if part.start.anchored:  # old + (d - d0): exactly `old` at the start
+        nothing = torch.zeros_like(old)
+        d = part.applied(module, own, x, nothing, at.t(ctx, x.dtype))
+        new = old + (d - part.applied(module, own, x, nothing, at.t(ctx, x.dtype, at.anchor)))
+    new = at.blend(new, old, ctx)
     if rows is None:
         return new
     return torch.cat([y[..., : rows[0]], new, y[..., rows[1] :]], -1)
 
 
-def _at_site(at: At, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-    """The layer's weight, (out, in), and its bias at a site."""
-    rows = slice(*at.site.rows) if at.site.rows else slice(None)
+def _at_site(at: At, parameters: Callable[[], Mapping[str, Tensor]]) -> tuple[Tensor, Tensor | None]:
+    """The layer's weight, (out, ...), and its bias at a site."""
+    given, rows = parameters(), slice(*at.site.rows) if at.site.rows else slice(None)
     bias = given.get("bias")
     weight = given["weight"].T if at.site.transposed else given["weight"]
     return weight[rows], None if bias is None else bias[rows]
