@@ -31,7 +31,7 @@ def mergeable(part: Part) -> bool:
 def merge(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
     """Give every site of `name` a new Parameter with the change folded in; heads stay attached.
 
-    given: one row of whatever the adaptation's source needs (task, text). The kept originals make `unmerge` exact, and a
+    given: one row of whatever the adaptation's source needs (task, text). A bias that a linear layer did not have is made. The kept originals make `unmerge` exact, and a
     tied weight is not written twice. Non-finite results raise and change nothing.
     """
     from luthier.host.adapted import terms
@@ -80,19 +80,22 @@ def merge(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
                 raise ModelError(
                     f"Merging {name!r} would make {path}.{key} infinite or NaN; nothing was merged."
                 )
-    kept: dict[str, dict[str, nn.Parameter]] = {}
+    kept: dict[str, dict[str, nn.Parameter | None]] = {}
     shared: dict[int, list[nn.Parameter]] = {}
     for path, tensors in new.items():
         module = adapted.base.get_submodule(path)
         for key, value in tensors.items():
             old = module._parameters[key]
-            if value is not old and old is not None:
-                kept.setdefault(path, {})[key] = old
-                made = nn.Parameter(value.detach().to(old.dtype).clone(), requires_grad=False)
-                # modules that shared the old parameter and change alike go on sharing
+            if value is old:
+                continue
+            kept.setdefault(path, {})[key] = old
+            like = old if old is not None else tensors["weight"]  # a bias that the module did not have
+            made = nn.Parameter(value.detach().to(like.dtype).clone(), requires_grad=False)
+            if old is not None:  # modules that shared the old parameter and change alike go on sharing
                 alike = [p for p in shared.setdefault(id(old), []) if torch.equal(p, made)]
                 shared[id(old)].append(made)
-                module._parameters[key] = alike[0] if alike else made
+                made = alike[0] if alike else made
+            module._parameters[key] = made
     adapted.merged[name] = kept
     for path, replaced in kept.items():
         adapted.ports[path].kept[name] = replaced

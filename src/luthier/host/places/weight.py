@@ -70,7 +70,8 @@ class WeightEdit(Weighted):
     delta(weight, t) -> the change of the weight, (out, in): used to merge, to export and in checks.
     shortcut(x, y, t) -> the same on activations; x: (..., in), y: (..., out), the layer's own output.
     before(x, t) -> x, instead of a shortcut, where the change is a change of the layer's input.
-    delta_bias(weight, bias, t) -> the change of the bias, (out,). Without `delta` and `delta_bias` the part cannot merge.
+    delta_bias(weight, bias, t) -> the change of the bias, (out,), also where there is none (bias=None): a bias is then made, which
+    merging gives to the layer; None for no change. Without `delta` and `delta_bias` the part cannot merge.
     factors(t) -> Factors of a low-rank delta, beside a shortcut: where they serve a whole batch, layer and change are one
     function (`luthier.host.places.factored`).
     folds: whether, beside a shortcut, W + delta is the cheaper way on a long batch; the layer and its change are then one function
@@ -147,9 +148,11 @@ class WeightEdit(Weighted):
         if self.delta_bias is not None:
             change = self.delta_bias(own[rows], None if bias is None else bias[rows], t)
             if change is not None and bias is None:
-                raise ModelError(
-                    f"{self.name} changes the bias, but {site.name} has none. Choose other targets."
-                )
+                if "bias" not in module._parameters:
+                    raise ModelError(
+                        f"{self.name} changes the bias, but {site.name} can have none. Choose other targets."
+                    )
+                bias = out["bias"] = own.new_zeros(len(own))
             if change is not None and bias is not None:
                 if part.start.anchored:
                     change = change - self.delta_bias(own[rows], bias[rows], at.t(ctx, bias.dtype, at.anchor))
@@ -192,12 +195,12 @@ class Port:
         self.module = module
         self.exchanged: Any = None
         self.edits: list[At] = []
-        self.kept: dict[str, Mapping[str, Tensor]] = {}
-        """{merged adaptation: the parameters that its merge replaced}, the first merge first."""
+        self.kept: dict[str, Mapping[str, Any]] = {}
+        """{merged adaptation: the parameters that its merge replaced, None for a bias that it made}, the first merge first."""
 
-    def own(self, unfolded: bool) -> dict[str, Tensor]:
-        """The module's own parameters; unfolded: without what is merged into them."""
-        now: dict[str, Tensor] = dict(self.module.named_parameters(recurse=False))
+    def own(self, unfolded: bool) -> dict[str, Any]:
+        """The module's own parameters; unfolded: without what is merged into them (None for a bias that merging made)."""
+        now: dict[str, Any] = dict(self.module.named_parameters(recurse=False))
         for replaced in reversed(self.kept.values()) if unfolded else ():
             now.update(replaced)
         return now
