@@ -85,7 +85,7 @@ class Adaptation(nn.Module):
         if layouts is None:
             layouts = _first_layouts(parts, sites, base)
             for i, (p, here) in enumerate(zip(parts, sites, strict=True)) if statistics else ():
-                asked = {s.name: p.start.layout(s, statistics.get(s.name, {})) for s in here}  # type: ignore[union-attr]
+                asked = {s.name: p.informed_layout(s, statistics.get(s.name, {})) for s in here}  # type: ignore[union-attr]
                 own = {name: layout for name, layout in asked.items() if layout}
                 layouts[str(i)] = {**layouts.get(str(i), {}), **own}
         made = cls(method, sites, head, layouts, members, seed)

@@ -215,6 +215,10 @@ class Part:
         """The layout that a fresh adaptation has, where the base's weight decides it (a rank by its spectrum); weight: (out, in)."""
         return self.layout(site)
 
+    def informed_layout(self, site: Site, statistics: Mapping[str, Any]) -> Layout | None:
+        """The layout that statistics ask for at a site, where a fit gathered any; None: as without them."""
+        return self.start.layout(site, statistics)  # type: ignore[no-any-return]
+
     def tensors(self, site: Site, layout: Layout) -> Mapping[str, SpecLike]:
         return {}
 
