@@ -134,3 +134,17 @@ def test_the_page_of_weights_names_every_product_seeded_basis_transform_and_rota
     lines = {n: next(line for line in said.splitlines() if line.startswith(f"| `{n}` |")) for n in ours}
     assert len(ours) >= 10
     assert not [n for n, e in ours.items() for paper in e["papers"] if paper not in lines[n]]
+
+
+def test_the_page_of_weights_names_every_edit_of_representations():
+    import luthier as lt
+
+    said = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    ours = {
+        n: e
+        for n, e in lt.methods.entries().items()
+        if e["module"].split(".")[2] == "representation" or n in ("p_adapter", "p_laplacian")
+    }
+    lines = {n: next(line for line in said.splitlines() if line.startswith(f"| `{n}` |")) for n in ours}
+    assert len(ours) >= 7
+    assert not [n for n, e in ours.items() for paper in e["papers"] if paper not in lines[n]]

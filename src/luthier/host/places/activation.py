@@ -9,22 +9,27 @@ from torch import Tensor
 
 from luthier.errors import SiteError
 from luthier.host.applicable import Reason, because
+from luthier.host.bridge import bridge
 from luthier.host.part import Part, T
 
 if TYPE_CHECKING:
     from luthier.host.adapted import Adapted
     from luthier.host.context import Context
     from luthier.host.placed import At, Placed
+    from luthier.host.sites import Site
 
 
 class ActivationEdit(Part):
     """edit(h, t, ctx) -> h at a module's exit (or `side = "entry"`). h: (rows, tokens, width), or (rows, width).
 
     `reads`: the role of another site in the same block whose *input* the edit wants, as `t.x` (parallel adapters).
+    `sees_attention`: at a projection that closes an attention, the edit wants what that attention read (`t.seen`, a
+    `luthier.host.bridge.Attended`) and the projection's own weight, (out, in), and bias or None (`t.weight`, `t.bias`).
     """
 
     side: ClassVar[str] = "exit"
     reads: ClassVar[str] = ""
+    sees_attention: ClassVar[bool] = False
 
     def edit(self, h: Tensor, t: T, ctx: Context) -> Tensor:
         raise NotImplementedError
@@ -33,6 +38,8 @@ class ActivationEdit(Part):
         return self.edit(args[0], t, ctx)
 
     def install(self, placed: Placed, adapted: Adapted) -> Iterator[Any]:
+        if self.sees_attention:
+            yield from bridge([(at, self._attention(at.site, adapted)) for at in placed.ats()], adapted)
         for at in placed.ats():
             module = adapted.base.get_submodule(at.site.path)
             hooks = ActivationHooks(at)
@@ -53,6 +60,20 @@ class ActivationEdit(Part):
                 yield module.register_forward_pre_hook(hooks.entry, with_kwargs=True)
             else:
                 yield module.register_forward_hook(hooks.exit, with_kwargs=True)
+
+    def _attention(self, site: Site, adapted: Adapted) -> Site:
+        """The attention that a projection closes."""
+        role, _, what = site.role.rpartition(".")
+        found = adapted.structure.partner(site, role) if what == "output" else None
+        if found is None:
+            raise because(
+                SiteError(
+                    f"{self.name} sees the attention that a site closes, which the block of {site.name} does not have there. "
+                    "Choose targets=*attention.output."
+                ),
+                Reason.NO_PARTNER,
+            )
+        return found
 
 
 class ActivationHooks:
@@ -77,32 +98,35 @@ class ActivationHooks:
     def exit(self, module: Any, args: tuple, kwargs: dict, out: Any) -> Any:
         if not self.on:
             return None
-        h = self._edited(out[0] if isinstance(out, tuple) else out)
+        h = self._edited(out[0] if isinstance(out, tuple) else out, module)
         return (h, *out[1:]) if isinstance(out, tuple) else h
 
     def entry(self, module: Any, args: tuple, kwargs: dict) -> Any:
         if not self.on:
             return None
-        h = self._edited(_first(args, kwargs))
+        h = self._edited(_first(args, kwargs), module)
         if args:
             return (h, *args[1:]), kwargs
         key = next(iter(kwargs))
         return args, {**kwargs, key: h}
 
-    def _edited(self, h: Tensor) -> Tensor:
+    def _edited(self, h: Tensor, module: Any) -> Tensor:
         at, ctx = self.at, self.at.ctx
         assert ctx is not None
         rows = at.site.rows
         own = h[..., rows[0] : rows[1]] if rows else h
         t = at.t(ctx, h.dtype)
-        if self.reads:
-            t["x"] = ctx.inputs[self.reads]
         part: ActivationEdit = at.part  # type: ignore[assignment]
+        given: dict[str, Any] = {"x": ctx.inputs[self.reads]} if self.reads else {}
+        if part.sees_attention:
+            assert ctx.attended is not None
+            weight = module.weight.T if at.site.transposed else module.weight
+            given |= {"seen": ctx.attended[1], "weight": weight, "bias": module.bias}
+        t.update(given)
         new = part.edit(own, t, ctx)
         if part.start.anchored:
             t0 = at.t(ctx, h.dtype, at.anchor)
-            if self.reads:
-                t0["x"] = t["x"]
+            t0.update(given)
             new = own + (new - part.edit(own, t0, ctx))
         new = at.blend(new, own, ctx)
         if rows is None:
