@@ -86,3 +86,22 @@ def test_prompts_in_front_are_no_input(name: str) -> None:
         own = row.nonzero()[:, 0] + 3  # a recurrent tower has its prompts behind the padding: the tokens stay
         want[i, own[[0, -2, -1]]] = True
     assert torch.equal(found, want)
+
+
+def test_what_is_recomputed_knows_its_tower_again() -> None:
+    """An edit inside a block, behind prompts, under gradient checkpointing: the same gradients."""
+
+    def gradients(recompute: bool) -> list[torch.Tensor]:
+        base, x = bed.base("llama"), bed.batch("llama")
+        model = Adapted(base)
+        model.attach("prompt", Adaptation.new(PromptTuning(length=3), base))
+        made = bed.shaken(Adaptation.new(LoReFT(rank=2, first=1, last=2, targets="mlp.down"), base))
+        model.attach("main", made)
+        if recompute:
+            model.checkpoint()
+        bed.result(model, x).pow(2).mean().backward()
+        return [p.grad for p in made.trainable().values()]
+
+    for plain, again in zip(gradients(False), gradients(True), strict=True):
+        assert plain.abs().max() > 0
+        bed.close(again, plain, 1e-5)

@@ -122,12 +122,14 @@ class Context:
         return self.mask.bool()[:, -length:] if self.mask is not None else None
 
     @contextlib.contextmanager
-    def again(self) -> Iterator[None]:
-        """Re-enter this context, for whatever recomputes a part of the forward."""
-        token = CURRENT.set(self)
+    def again(self, tower: str = "", embeds: bool = True) -> Iterator[None]:
+        """Re-enter this context, for whatever recomputes a part of the forward, inside the tower that it was in."""
+        token, before = CURRENT.set(self), (self.tower, self.embeds)
+        self.tower, self.embeds = tower, embeds
         try:
             yield
         finally:
+            self.tower, self.embeds = before
             CURRENT.reset(token)
 
     def add_given(self, extra: dict[str, Any], rows: int) -> None:

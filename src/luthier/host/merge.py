@@ -31,8 +31,8 @@ def mergeable(part: Part) -> bool:
 def merge(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
     """Give every site of `name` a new Parameter with the change folded in; heads stay attached.
 
-    given: one row of whatever the adaptation's source needs (task, text). A bias that a linear layer did not have is made. The kept originals make `unmerge` exact, and a
-    tied weight is not written twice. Non-finite results raise and change nothing.
+    given: one row of whatever the adaptation's source needs (task, text). A bias that a linear layer did not have is made. The
+    kept originals make `unmerge` exact, and a tied weight is not written twice. Non-finite results raise and change nothing.
     """
     from luthier.host.adapted import terms
     from luthier.host.places import Subset

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from luthier.errors import SiteError
+from luthier.errors import ModelError, SiteError
 from luthier.host.applicable import Reason, because
 from luthier.host.bridge import bridge
 from luthier.host.part import Part, T
@@ -38,11 +38,13 @@ class ActivationEdit(Part):
         return self.edit(args[0], t, ctx)
 
     def install(self, placed: Placed, adapted: Adapted) -> Iterator[Any]:
-        if self.sees_attention:
-            yield from bridge([(at, self._attention(at.site, adapted)) for at in placed.ats()], adapted)
         for at in placed.ats():
             module = adapted.base.get_submodule(at.site.path)
             hooks = ActivationHooks(at)
+            if self.sees_attention:
+                attention = self._attention(at.site, adapted)
+                hooks.sees = attention.path
+                yield from bridge([(at, attention)], adapted)
             if self.reads:
                 partner = adapted.structure.partner(at.site, self.reads)
                 if partner is None:
@@ -80,7 +82,7 @@ class ActivationHooks:
     """Bound methods serve as hooks, because they copy and pickle with the part."""
 
     def __init__(self, at: At):
-        self.at, self.reads = at, ""
+        self.at, self.reads, self.sees = at, "", ""
 
     @property
     def on(self) -> bool:
@@ -118,10 +120,15 @@ class ActivationHooks:
         t = at.t(ctx, h.dtype)
         part: ActivationEdit = at.part  # type: ignore[assignment]
         given: dict[str, Any] = {"x": ctx.inputs[self.reads]} if self.reads else {}
-        if part.sees_attention:
-            assert ctx.attended is not None
+        if self.sees:
+            path, seen = ctx.attended or ("", None)
+            if path != self.sees:
+                raise ModelError(
+                    f"{part.name}: the attention before {at.site.name} did not go through Transformers' attention interface in this forward. "
+                    "Choose an adapter instead."
+                )
             weight = module.weight.T if at.site.transposed else module.weight
-            given |= {"seen": ctx.attended[1], "weight": weight, "bias": module.bias}
+            given |= {"seen": seen, "weight": weight, "bias": module.bias}
         t.update(given)
         new = part.edit(own, t, ctx)
         if part.start.anchored:
