@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.errors import ModelError, OptionError
+from luthier.errors import LuthierError, ModelError, OptionError
 from luthier.host import Adaptation, Adapted
 from luthier.host.applicable import Ability
 from luthier.host.places import WeightEdit
@@ -107,7 +107,7 @@ def ties(base: Any) -> set[frozenset[str]]:
 
 
 def at_the_tied_head(cell: Cell, base: Any, x: dict[str, Any]) -> Adaptation | None:
-    """The same method at a head whose weight is the embedding's, where it edits linear weights and there is one."""
+    """The same method at a head whose weight is the embedding's, where it edits linear weights and can stand there."""
     head = getattr(base, "get_output_embeddings", lambda: None)()
     if (
         head is None
@@ -115,4 +115,9 @@ def at_the_tied_head(cell: Cell, base: Any, x: dict[str, Any]) -> Adaptation | N
         or not isinstance(cell.part, WeightEdit)
     ):
         return None
-    return bed.shaken(started(dataclasses.replace(cell.part, targets="head"), base, x))
+    try:
+        return bed.shaken(started(dataclasses.replace(cell.part, targets="head"), base, x))
+    except LuthierError as error:  # a head has no attention heads
+        if error.reason is None:
+            raise
+        return None

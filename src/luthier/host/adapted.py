@@ -163,7 +163,9 @@ class Adapted(nn.Module):
         self._own, self.entrances, self.signatures = [], [], {}
         if self._flags is not None:
             for name, p in self.base.named_parameters(remove_duplicate=False):
-                p.requires_grad_(self._flags[0][name])  # by name: a merged copy keeps parameters of its own
+                # by name: a merged copy keeps parameters of its own, and biases that merging made
+                known = name if name in self._flags[0] else name.removesuffix("bias") + "weight"
+                p.requires_grad_(self._flags[0][known])
             for m, training in zip(self.base.modules(), self._flags[1], strict=True):
                 m.training = training
             self._flags = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ from luthier.host.context import CURRENT
 
 if TYPE_CHECKING:
     from luthier.host.adapted import Adapted
-    from luthier.host.placed import At, Placed
+    from luthier.host.placed import At
+    from luthier.host.sites import Site
 
 PREFIX = "luthier_"
 
@@ -40,6 +41,16 @@ class Attended:
     def log_mass(self) -> Tensor:
         """(rows, heads, tokens): log sum exp of the scores that attention put through its softmax; hugely negative where
         nothing is seen. In float32 or more; the scores of one layer are held at once, as unfused attention holds them."""
+        return torch.logsumexp(self.scores()[0], -1)
+
+    def weights(self) -> Tensor:
+        """(rows, heads, tokens, length): the map of attention, in float32 or more; zero where nothing is seen."""
+        scores, hidden = self.scores()
+        weights = torch.softmax(scores, -1)
+        return weights if hidden is None else weights.masked_fill(hidden, 0.0)
+
+    def scores(self) -> tuple[Tensor, Tensor | None]:
+        """(rows, heads, tokens, length) as the softmax gets them, and which of them are hidden."""
         work = torch.promote_types(self.q.dtype, torch.float32)
         kv = self.k.shape[1]
         q = self.q.to(work).unflatten(1, (kv, -1)) * self.scaling
@@ -49,8 +60,8 @@ class Attended:
         if self.mask is not None:
             hidden = ~self.mask if self.mask.dtype == torch.bool else self.mask <= LEAST
             scores = scores if self.mask.dtype == torch.bool else scores + self.mask
-            scores = scores.masked_fill(hidden, torch.finfo(work).min / 2)
-        return torch.logsumexp(scores, -1)
+            return scores.masked_fill(hidden, torch.finfo(work).min / 2), hidden
+        return scores, None
 
 
 LEAST = -1e4
@@ -60,8 +71,8 @@ LEAST = -1e4
 class AttentionPort:
     """What is attached to one attention module, and the implementation that it had."""
 
-    def __init__(self, inner: str):
-        self.inner = inner
+    def __init__(self, inner: str, path: str):
+        self.inner, self.path = inner, path
         self.edits: list[At] = []
         self.distances: nn.Module | None = None
         """What computes the bias of its scores that depends on distance, where a part asked for it."""
@@ -70,11 +81,11 @@ class AttentionPort:
         return [(a, c) for a in self.edits if (c := a.ctx) is not None and a.placed.owner in c.active]
 
 
-def bridge(placed: Placed, adapted: Adapted) -> Iterator[Any]:
-    """Route the attention modules of a part through the bridge; yields what undoes it."""
+def bridge(places: Sequence[tuple[At, Site]], adapted: Adapted) -> Iterator[Any]:
+    """Route attention modules through the bridge; yields what undoes it. places: what is attached, and to which attention."""
     configs = {id(c): c for m in adapted.base.modules() if (c := getattr(m, "config", None)) is not None}
-    for at in placed.ats():
-        module = adapted.base.get_submodule(at.site.path)
+    for at, site in places:
+        module = adapted.base.get_submodule(site.path)
         config = getattr(module, "config", None)
         if config is None or getattr(config, "_attn_implementation", None) is None:
             raise because(
@@ -84,21 +95,21 @@ def bridge(placed: Placed, adapted: Adapted) -> Iterator[Any]:
                 ),
                 Reason.NO_INTERFACE,
             )
-        if not at.site.head_dim:
+        if not site.head_dim:
             raise because(
                 ModelError(
-                    f"{at.part.name}: the width of a head is not known at {at.site.name}. Choose another method for this model."
+                    f"{at.part.name}: the width of a head is not known at {site.name}. Choose another method for this model."
                 ),
                 Reason.NO_HEAD_WIDTH,
             )
-        port = adapted.attention.get(at.site.path)
+        port = adapted.attention.get(site.path)
         if port is None:
-            port = adapted.attention[at.site.path] = AttentionPort(
-                config._attn_implementation.removeprefix(PREFIX)
+            port = adapted.attention[site.path] = AttentionPort(
+                config._attn_implementation.removeprefix(PREFIX), site.path
             )
             module.__dict__["luthier_port"] = port
         port.edits.append(at)
-        yield Unported(adapted, at)
+        yield Unported(adapted, at, site.path)
     if not adapted.configs:
         adapted.configs = {
             key: (c, _bridged(c)) for key, c in configs.items() if getattr(c, "_attn_implementation", None)
@@ -109,15 +120,15 @@ def bridge(placed: Placed, adapted: Adapted) -> Iterator[Any]:
 
 
 class Unported:
-    def __init__(self, adapted: Adapted, at: At):
-        self.adapted, self.at = adapted, at
+    def __init__(self, adapted: Adapted, at: At, path: str):
+        self.adapted, self.at, self.path = adapted, at, path
 
     def remove(self) -> None:
-        port = self.adapted.attention[self.at.site.path]
+        port = self.adapted.attention[self.path]
         port.edits = [a for a in port.edits if a is not self.at]
         if not port.edits:
-            del self.adapted.attention[self.at.site.path]
-            self.adapted.base.get_submodule(self.at.site.path).__dict__.pop("luthier_port", None)
+            del self.adapted.attention[self.path]
+            self.adapted.base.get_submodule(self.path).__dict__.pop("luthier_port", None)
 
 
 class Unbridged:
@@ -192,7 +203,7 @@ def luthier_attention(
         return _inner(module, name)(module, q, k, v, mask, **kwargs)
     on = port.active()
     for at, ctx in on:
-        if at.part.keys_values is None:  # type: ignore[attr-defined]
+        if getattr(at.part, "keys_values", None) is None:
             continue
         pk, pv = (
             x.to(k.dtype).expand(len(k), *x.shape[-3:]) for x in at.part.keys_values(at.t(ctx, k.dtype), ctx)
@@ -214,9 +225,11 @@ def luthier_attention(
             kwargs["position_bias"] = torch.cat([_bias_of_prefix(port, at.part, bias, n), bias], -1)
     out, weights = _inner(module, port.inner)(module, q, k, v, mask, **kwargs)
     for at, ctx in on:
-        if at.part.attend is not None:  # type: ignore[attr-defined]
+        if getattr(at.part, "sees_attention", False):  # an edit of what the closing projection returns
+            ctx.attended = port.path, _attended(module, q, k, v, mask, kwargs)
+        if getattr(at.part, "attend", None) is not None:
             seen = _attended(module, q, k, v, mask, kwargs)
-            out = at.blend(at.part.attend(seen, out, at.t(ctx, k.dtype), ctx), out, ctx)  # type: ignore[attr-defined]
+            out = at.blend(at.part.attend(seen, out, at.t(ctx, k.dtype), ctx), out, ctx)
     return out, weights
 
 

@@ -54,6 +54,8 @@ class Context:
     """Tokens in the cache, prompt tokens not counted."""
     tower: str = ""
     """The tower whose forward is under way; empty between towers."""
+    embeds: bool = True
+    """Whether that tower embeds the caller's tokens, which `mask` and `instruction` are of, rather than pixels."""
     ids: Tensor | None = None
     mask: Tensor | None = None
     """(rows, tokens) as the caller gave it, without prompts."""
@@ -72,6 +74,8 @@ class Context:
     """{tower: prompts in front of its sequence}."""
     inputs: dict[str, Tensor] = field(default_factory=dict)
     """Inputs of modules that parts elsewhere asked to read, by module path."""
+    attended: tuple[str, Any] | None = None
+    """The last attention that a part asked to see: its module's path, and what it read (`luthier.host.bridge.Attended`)."""
     notes: dict[str, list[Any]] = field(default_factory=dict)
     """What parts report (gates, balance terms, side states), read by objectives."""
 
@@ -118,12 +122,14 @@ class Context:
         return self.mask.bool()[:, -length:] if self.mask is not None else None
 
     @contextlib.contextmanager
-    def again(self) -> Iterator[None]:
-        """Re-enter this context, for whatever recomputes a part of the forward."""
-        token = CURRENT.set(self)
+    def again(self, tower: str = "", embeds: bool = True) -> Iterator[None]:
+        """Re-enter this context, for whatever recomputes a part of the forward, inside the tower that it was in."""
+        token, before = CURRENT.set(self), (self.tower, self.embeds)
+        self.tower, self.embeds = tower, embeds
         try:
             yield
         finally:
+            self.tower, self.embeds = before
             CURRENT.reset(token)
 
     def add_given(self, extra: dict[str, Any], rows: int) -> None:
@@ -134,3 +140,13 @@ class Context:
             elif isinstance(value, (list, tuple)) and 0 < len(value) < rows and rows % len(value) == 0:
                 value = [v for v in value for _ in range(rows // len(value))]
             self.given[key] = value
+
+
+def pieces(positions: Tensor | None) -> Tensor | None:
+    """(1 or rows, tokens): which of the sequences packed in a row each token belongs to; None: there is one."""
+    if positions is None or positions.dim() != 2:
+        return None
+    starts = positions.diff(dim=1) != 1
+    if not starts.any():
+        return None
+    return torch.nn.functional.pad(starts.long().cumsum(1), (1, 0))

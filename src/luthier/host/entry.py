@@ -10,7 +10,7 @@ from torch import Tensor
 
 from luthier.errors import ModelError
 from luthier.host.applicable import Reason, because
-from luthier.host.context import CURRENT, Context
+from luthier.host.context import CURRENT, Context, pieces
 
 if TYPE_CHECKING:
     from luthier.host.adapted import Adapted
@@ -92,7 +92,7 @@ class Entrance:
         if ctx is None:  # a tower called on its own, as generation does with encoders
             ctx = self.adapted.open(args, kwargs)
             ctx.made["opened"] = self.tower.name, CURRENT.set(ctx)
-        ctx.tower = self.tower.name
+        ctx.tower, ctx.embeds = self.tower.name, self.tower.embedding is not None
         if self.tower.reads is not None and kwargs.get("encoder_hidden_states") is not None:
             walk = self.adapted.handing_both(ctx, self.tower.reads)
             if walk is not None:
@@ -216,7 +216,7 @@ class Entrance:
         if mask is not None:
             kw["attention_mask"] = torch.cat([visible.to(mask.dtype), mask], 1)
         positions = kw.get("position_ids")
-        packed = _pieces(positions) if mask is None and ctx.phase == "prefill" and self.tower.causal else None
+        packed = pieces(positions) if mask is None and ctx.phase == "prefill" and self.tower.causal else None
         if packed is not None:
             kw["attention_mask"] = self._packed(ctx, packed.expand(rows, -1), made)
         if "position_ids" in self.tower.takes and (
@@ -315,16 +315,6 @@ class Entrance:
             return kwargs
         front = mask.new_ones(rows, extra) if made is None else made.mask().to(mask.dtype)
         return {**kwargs, "encoder_attention_mask": torch.cat([front, mask], 1)}
-
-
-def _pieces(positions: Tensor | None) -> Tensor | None:
-    """(1 or rows, tokens): which of the sequences packed in a row each token belongs to; None: there is one."""
-    if positions is None or positions.dim() != 2:
-        return None
-    starts = positions.diff(dim=1) != 1
-    if not starts.any():
-        return None
-    return torch.nn.functional.pad(starts.long().cumsum(1), (1, 0))
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:

@@ -32,8 +32,7 @@ def merge(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
     """Give every site of `name` a new Parameter with the change folded in; heads stay attached. A layer without a bias gets one where
     the change has any, until `unmerge`.
 
-    given: one row of whatever the adaptation's source needs (task, text). The kept originals make `unmerge` exact, and a
-    tied weight is not written twice. Non-finite results raise and change nothing.
+    given: one row of whatever the adaptation's source needs (task, text). The kept originals make `unmerge` exact, and a tied weight is not written twice. Non-finite results raise and change nothing.
     """
     from luthier.host.adapted import terms
     from luthier.host.places import Subset

@@ -33,7 +33,7 @@ class Site:
     transposed: bool = False
     """The weight is stored (in, out)."""
     heads: int = 0
-    """Key/value heads, at attention sites."""
+    """Key/value heads at attention sites, query heads at the projections that close them."""
     head_dim: int = 0
     parameters: tuple[tuple[str, tuple[int, ...]], ...] = ()
     """The module's own parameters: (name, shape)."""

@@ -199,7 +199,7 @@ def _block_sites(block: nn.Module, path: str) -> list[tuple[str, str, dict]]:
             if fused:
                 out.append((f"{name}.{fused}", f"{prefix}.qkv", {}))
         out += [
-            (o, f"{prefix}.output", {})
+            (o, f"{prefix}.output", _closing(inside[o], dim))
             for o in _outputs(inside, name, path, {x for x in (q, k, v, fused, mixed) if x})
         ]
     taken = {n for n, _, _ in out}
@@ -283,6 +283,11 @@ def _outputs(inside: dict[str, nn.Module], container: str, block: str, taken: se
         if n.startswith(parent + ".") and not n.startswith(container + ".") and is_map(m)
     ]
     return beside[:1]
+
+
+def _closing(module: nn.Module, dim: int) -> dict[str, int]:
+    """The heads that a closing projection receives side by side, if their width is known and divides what it takes."""
+    return {"heads": _in(module) // dim, "head_dim": dim} if dim and not _in(module) % dim else {}
 
 
 def _residual_width(inside: dict[str, nn.Module], out: list[tuple[str, str, dict]]) -> int:

@@ -17,7 +17,7 @@ from luthier.host.options import make
 from luthier.host.places import OutputHead
 from luthier.signals.choose import parsed
 from luthier.signals.objectives import Standardisation
-from luthier.train.batches import encode
+from luthier.train.batches import encode, in_order
 from luthier.train.choices import ranks
 from luthier.train.fitted import TARGETS, UNKNOWN, preprocess_card
 from luthier.train.settings import Settings
@@ -261,10 +261,37 @@ def drawn_in_turn(classes: Any, rows: int, seed: int) -> list[int]:
     return found[:rows]
 
 
+def class_norms_of(model: Any, data: Any) -> Callable[[Any, bool, int], torch.Tensor]:
+    """(site, stream, rows) -> (width,): how large each channel is there on training rows, a mean over classes.
+
+    So many rows, classes in turn, are run through the base once for all sites of the same role (`luthier.host.channels`).
+    """
+    from luthier.host import Adapted
+    from luthier.host.channels import class_norms
+
+    adapted, train = Adapted(model.base), data.train
+    found: dict[tuple[str, bool, int], dict[str, torch.Tensor]] = {}
+
+    def norms(site: Any, stream: bool, rows: int) -> torch.Tensor:
+        key = (site.role, stream, rows)
+        if key not in found:
+            classed = data.task.kind == "classification"
+            drawn = drawn_in_turn(train.targets if classed else [0] * len(train), min(rows, len(train)), 0)
+            encoded = encode(model.preprocess, train.select(drawn), data.task, targets=False)
+            classes = torch.tensor([int(train.targets[i]) if classed else 0 for i in drawn])
+            batches = ((classes[at.tolist()], batch) for at, batch in in_order(encoded, 32, model.device))
+            sites = [s for s in adapted.structure.sites if s.role == site.role]
+            found[key] = class_norms(adapted, sites, batches, stream=stream)
+        return found[key][site.name]
+
+    return norms
+
+
 FROM_TASK: dict[str, Callable[[Any, Any], Any]] = {
+    "class_norms": class_norms_of,
     "demonstrations": demonstrations_of,
     "label_ids": label_ids,
     "tokenize": tokenizer_of,
     "vocabulary": vocabulary_of,
 }
-"""What starts may need that is known without running the model: name -> function of the model and the data."""
+"""What starts may need of the task, the model run over it only if they call what they get: name -> function of the model and the data."""
