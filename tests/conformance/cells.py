@@ -103,7 +103,8 @@ def stacked(rows: list[dict[str, Tensor]], **_: Any) -> dict[str, Tensor]:
 def beyond_measure(adaptation: Adaptation, base: nn.Module) -> bool:
     """Whether a change of a weight is many times the weight, so that float32 would show only how it rounds."""
     for at in adaptation.at():
-        if isinstance(at.part, WeightEdit) and at.part.delta and is_linear(base.get_submodule(at.site.path)):
+        linear = isinstance(at.part, WeightEdit) and is_linear(base.get_submodule(at.site.path))
+        if linear and at.part.delta and not at.part.source.by_row:
             weight: Any = site_weight(base, at.site)
             if at.part.delta(weight, at.t(None)).norm() > MOST * weight.norm():
                 return True

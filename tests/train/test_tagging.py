@@ -12,7 +12,7 @@ import train_testbed as bed
 from luthier.data.split import Data, Split
 from luthier.data.task import Task
 from luthier.errors import DataError, FileFormatError, ModelError, OptionError
-from luthier.host import Adaptation, Adapted
+from luthier.host import Adapted
 from luthier.methods.heads import LinearHead
 from luthier.methods.low_rank.lora import LoRA
 from luthier.methods.sparse.parameters import Full
@@ -20,7 +20,7 @@ from luthier.train import checkpoint
 from luthier.train.batches import encode
 from luthier.train.fit import fit
 from luthier.train.fitted import load_fitted
-from tests.conformance.cells import all_cells
+from tests.conformance.cells import all_cells, started
 from tests.host import bed as host
 
 LABELS = ("B-ANIMAL", "B-COLOUR", "I-ANIMAL", "O")
@@ -101,7 +101,7 @@ def test_every_method_gives_every_token_its_own_logits(cell):
     base, part, name = cell.base(), cell.part, cell.architecture
     adapted = Adapted(base)
     head = LinearHead(classes=5, pooling="none", width=host.WIDTH)
-    made = host.shaken(Adaptation.new(part, base, head=head))
+    made = host.shaken(started(part, base, host.batch(name), head=head, members=cell.members(base)))
     adapted.attach("main", made)
     batch = {k: v for k, v in host.batch(name).items() if not k.startswith("decoder")}
     batch["attention_mask"] = torch.ones_like(batch["attention_mask"])

@@ -14,6 +14,9 @@ from typing import Any
 
 from luthier.errors import OptionError
 
+NAMED = 24
+"""So many methods an error names at most; `luthier methods` lists all."""
+
 
 @cache
 def entries() -> dict[str, dict[str, Any]]:
@@ -35,8 +38,9 @@ def entry(name: str) -> dict[str, Any]:
     ]  # heads are no methods by themselves
     close = difflib.get_close_matches(name.lower(), whole, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
+    named = whole if len(whole) <= NAMED else [*whole[:NAMED], f"and {len(whole) - NAMED} more"]
     raise OptionError(
-        f"No method is called {name!r}.{hint} There are: {', '.join(whole)}. See: luthier methods"
+        f"No method is called {name!r}.{hint} There are: {', '.join(named)}. See: luthier methods"
     )
 
 
