@@ -17,7 +17,7 @@ from luthier.host.context import CURRENT
 
 if TYPE_CHECKING:
     from luthier.host.adapted import Adapted
-    from luthier.host.placed import At
+    from luthier.host.placed import At, Placed
     from luthier.host.sites import Site
 
 PREFIX = "luthier_"
@@ -81,8 +81,13 @@ class AttentionPort:
         return [(a, c) for a in self.edits if (c := a.ctx) is not None and a.placed.owner in c.active]
 
 
-def bridge(places: Sequence[tuple[At, Site]], adapted: Adapted) -> Iterator[Any]:
-    """Route attention modules through the bridge; yields what undoes it. places: what is attached, and to which attention."""
+def bridge(placed: Placed, adapted: Adapted) -> Iterator[Any]:
+    """Route a part's attention modules through the bridge; yields what undoes it."""
+    yield from bridged([(at, at.site) for at in placed.ats()], adapted)
+
+
+def bridged(places: Sequence[tuple[At, Site]], adapted: Adapted) -> Iterator[Any]:
+    """The same for what is attached elsewhere: each with the attention that it belongs to."""
     configs = {id(c): c for m in adapted.base.modules() if (c := getattr(m, "config", None)) is not None}
     for at, site in places:
         module = adapted.base.get_submodule(site.path)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from luthier.errors import ModelError, SiteError
 from luthier.host.applicable import Reason, because
-from luthier.host.bridge import bridge
+from luthier.host.bridge import bridged
 from luthier.host.part import Part, T
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class ActivationEdit(Part):
             if self.sees_attention:
                 attention = self._attention(at.site, adapted)
                 hooks.sees = attention.path
-                yield from bridge([(at, attention)], adapted)
+                yield from bridged([(at, attention)], adapted)
             if self.reads:
                 partner = adapted.structure.partner(at.site, self.reads)
                 if partner is None:

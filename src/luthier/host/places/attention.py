@@ -44,7 +44,7 @@ class AttentionEdit(Part):
         return False
 
     def install(self, placed: Placed, adapted: Adapted) -> Iterator[Any]:
-        yield from bridge([(at, at.site) for at in placed.ats()], adapted)
+        yield from bridge(placed, adapted)
         if self.in_front():
             for at in placed.ats():
                 if at.site.role == "attention":
