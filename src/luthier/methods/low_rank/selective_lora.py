@@ -72,7 +72,7 @@ class SelectiveLoRA(LoRA):
 
     def stays(self, run) -> set[str]:
         """Names of the sites whose updates stay."""
-        scores = {at.site.name: float(at.values["s"]) for at in run.main.at()}
+        scores = {at.site.name: float(at.values["s"].detach()) for at in run.main.at()}
         if self.active is None:
             return {name for name, s in scores.items() if s >= self.threshold}
         count = max(1, round(self.active * len(scores)))
