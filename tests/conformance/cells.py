@@ -35,7 +35,9 @@ from luthier.train.snapshot import own_randomness
 from tests.host import bed
 
 SMALL = 4
-MOST = 8.0
+GATES = (".values.s",)
+"""Tensors that open and close others (selective_lora's scores): a closed gate leaves what is behind it dead, as it should."""
+MOST = 4.0
 """The largest change of a weight, in norms of the weight: products of several random factors can come to hundreds."""
 ARCHITECTURES = tuple(bed.BASES)
 
@@ -147,9 +149,14 @@ class Cell:
         return copy.deepcopy(_begun(self, seed))
 
     def shaken(self, base: nn.Module, seed: int = 0, amount: float = 0.2) -> Adaptation:
-        """The same with every trained tensor moved away from its start, by less where a weight would change beyond measure."""
-        while beyond_measure(made := bed.shaken(self.new(base, seed), amount, seed + 2), base):
+        """The same with every trained tensor but gates' scores moved from its start, by less where a weight would change beyond measure."""
+        begun = self.new(base, seed)
+        while beyond_measure(made := bed.shaken(copy.deepcopy(begun), amount, seed + 2), base):
             amount /= 2
+        first = begun.trainable()
+        for name, p in made.trainable().items():
+            if name.endswith(GATES):
+                p.data.copy_(first[name])
         return made
 
     def adapted(self, shake: bool = True, seed: int = 0) -> Adapted:

@@ -11,7 +11,7 @@ import luthier.search.search as module
 from luthier.errors import DataError, OptionError
 from luthier.host import Adaptation, Adapted
 from luthier.search.evolution import Evolution
-from luthier.search.search import allowed_by, search
+from luthier.search.search import search
 from luthier.search.supernet import Supernet, choose
 from luthier.train.fit import fit
 from luthier.train.fitted import load_fitted
@@ -138,6 +138,9 @@ def test_what_cannot_be_searched_is_refused(vit, digits):
         search(vit, replace(digits, validation=None), "glora", budget="params=1%", **QUICK)
     with pytest.raises(OptionError, match="the smallest choice"):
         search(vit, digits, "noah", budget="params=10", **QUICK)
-    for budget, message in (("minutes=3", "parameters only"), ("", "needs a budget")):
+    for budget, message in (
+        ("minutes=3", "for parameters, not for minutes"),
+        ("", "says nothing of parameters"),
+    ):
         with pytest.raises(OptionError, match=message):
-            allowed_by(budget, vit.base)
+            search(vit, digits, "glora", budget=budget, **QUICK)

@@ -121,12 +121,12 @@ class Budget:
         return max(1, int(left / max(runs, 1) / max(seconds_per_step, 1e-6)))
 
 
-def of_parameters(text: str) -> Budget:
-    """A budget of parameters alone, as a single fit takes it. Raises OptionError for other limits, and for none."""
+def of_parameters(text: str | Budget) -> Budget:
+    """A budget of parameters alone, as a fit and a search take it. Raises OptionError for other limits, and for none."""
     found = Budget.parse(text)
     if odd := [k for k in found.card() if k not in ("params", "params_share")]:
         raise OptionError(
-            f"--budget of a fit is for parameters, not for {odd[0]}. Write params=0.5%; --epochs, --steps and --limit say the rest."
+            f"This budget is for parameters, not for {odd[0]}. Write params=0.5%; --epochs, --steps and --limit say the rest."
         )
     if not found.card():
         raise OptionError(f"The budget {text!r} says nothing of parameters. Write it as params=0.5%.")

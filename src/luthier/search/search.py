@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from luthier.compare.budget import Budget
+from luthier.compare.budget import Budget, of_parameters
+from luthier.compare.sized import base_parameters
 from luthier.errors import DataError, OptionError
 from luthier.host import Adaptation
 from luthier.host.options import to_card
@@ -78,7 +79,8 @@ def search(
         raise DataError("A search scores candidates on validation rows, and there are none. Split some off.")
     how = replace(evolution or Evolution(), seed=seed)
     how.check()
-    allowed = allowed_by(budget, model.base)
+    allowed = of_parameters(budget).parameters_allowed(base_parameters(model))
+    assert allowed is not None
     again = bool(getattr(method, "retrains", False)) if retrain is None else retrain
     space = space_of(method, Adaptation.new(method, model.base, seed=seed))
     space.refuse(allowed)
@@ -149,14 +151,3 @@ def evolved(
         shown.step(len(seen), len(scorer.split), None)
 
     return evolve(space, allowed, scorer, how, known=folder.scores, tell=tell)
-
-
-def allowed_by(budget: str | Budget, base: Any) -> int:
-    """Parameters that a budget allows on this base. OptionError where it names none, or limits something else."""
-    asked = Budget.parse(budget)
-    if odd := sorted(set(asked.card()) - {"params", "params_share"}):
-        raise OptionError(f"A search has a budget of parameters only, not of {odd[0]}: --budget params=0.5%.")
-    allowed = asked.parameters_allowed(sum(p.numel() for p in base.parameters()))
-    if allowed is None:
-        raise OptionError("A search needs a budget of parameters: --budget params=0.5%, or params=20000.")
-    return allowed
