@@ -35,8 +35,8 @@ def dead_site(patch: pytest.MonkeyPatch) -> None:
     """The edit of block 0 is computed, and dropped."""
     real = activation.ActivationHooks._edited
 
-    def edited(self: Any, h: torch.Tensor) -> torch.Tensor:
-        new = real(self, h)
+    def edited(self: Any, h: torch.Tensor, module: Any) -> torch.Tensor:
+        new = real(self, h, module)
         return h + 0 * new if self.at.site.layer == 0 else new
 
     patch.setattr(activation.ActivationHooks, "_edited", edited)
@@ -119,10 +119,10 @@ def another_context(patch: pytest.MonkeyPatch) -> None:
     """A block is recomputed under a context in which only the other adaptation is active."""
     real = context.Context.again
 
-    def again(self: Any) -> Any:
+    def again(self: Any, *inside: Any) -> Any:
         import dataclasses
 
-        return real(dataclasses.replace(self, active=tuple(n for n in self.active if n == "other")))
+        return real(dataclasses.replace(self, active=tuple(n for n in self.active if n == "other")), *inside)
 
     patch.setattr(context.Context, "again", again)
 
