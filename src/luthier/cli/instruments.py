@@ -50,7 +50,7 @@ def lyapunov(
     from luthier.instruments.lyapunov import scan_exponents
 
     loaded, found = opened(model, data, input, label, device)
-    shown = found.train.select(range(min(rows, len(found.train))))
+    shown = options.first(found.train, rows)
     pre = loaded.preprocess
     batch = {k: v.to(loaded.device) for k, v in pre.collate(pre.encode(shown.inputs)).items()}
     layers = {n: (float(v.max()), float(v.mean())) for n, v in scan_exponents(loaded.base, batch).items()}
@@ -280,7 +280,7 @@ def fusion(
 
     found = open_adaptation(directory, model, device, "auto")
     read = load_data(data, **options.given(input=options.columns(input), label=label))
-    shown = read.train.select(range(min(rows, len(read.train))))
+    shown = options.first(read.train, rows)
     layers = weights(found, shown)
     if json:
         as_json({"layers": layers, "rows": len(shown)})

@@ -75,7 +75,7 @@ class Adaptation(nn.Module):
 
         statistics: {site: {name: value}} for starts that need them (`luthier.host.calibrate`). reached: paths of modules that
         the task's loss reaches (`luthier.host.probe`); methods that adapt "everything" leave out the others. unfilled: what a
-        start would fill from statistics is zero: for counting, and for asking what attaches, before there are any.
+        start would fill from statistics is zero: for asking what attaches, before there are any.
         """
         structure = structure_of(base)
         parts = all_parts(method, head)

@@ -14,6 +14,7 @@ from torch import Tensor
 from luthier.errors import ModelError, OptionError, SiteError
 from luthier.host.adapted import Adapted
 from luthier.host.context import Context
+from luthier.host.functional import first
 from luthier.host.sites import Site
 
 Statistic = Callable[[Any, Tensor], Any]
@@ -49,9 +50,9 @@ class _Pass:
 
     def take(self, site: Site, x: Tensor) -> None:
         """What one site receives in one call."""
-        first = self.now.get(id(x))
-        if first is not None and first[1] != site.name and site.name not in self.found:
-            self.same[site.name] = first[1]
+        taken = self.now.get(id(x))
+        if taken is not None and taken[1] != site.name and site.name not in self.found:
+            self.same[site.name] = taken[1]
             return
         if site.name in self.same:
             raise ModelError(
@@ -74,7 +75,7 @@ class _Hook:
         self.site, self.into = site, into
 
     def __call__(self, module: Any, args: tuple, kwargs: dict) -> None:
-        self.into.take(self.site, args[0] if args else next(iter(kwargs.values())))
+        self.into.take(self.site, first(args, kwargs))
 
 
 def _tokens(x: Tensor, ctx: Context | None, site: Site, adapted: Adapted, answers_only: bool) -> Tensor:

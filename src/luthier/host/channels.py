@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from luthier.host.adapted import Adapted
+from luthier.host.functional import first
 from luthier.host.sites import Site
 
 CLASS_TOKENS = frozenset({"cls_token", "class_embedding", "class_token"})
@@ -29,7 +30,7 @@ class _Sums:
         self.first = 1 if not self.embeds and names & CLASS_TOKENS else 0
 
     def enter(self, module: Any, args: tuple, kwargs: dict) -> None:
-        self.entered = args[0] if args else next(iter(kwargs.values()))
+        self.entered = first(args, kwargs)
 
     def exit(self, module: Any, args: Any, out: Any) -> None:
         h = out[0] if isinstance(out, tuple) else out

@@ -16,6 +16,11 @@ from luthier.host.sites import is_transposed
 _SWAPPING = threading.RLock()
 
 
+def first(args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    """What a module was called with first, by position or by name: what it reads."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
 def call_with(module: Any, parameters: Mapping[str, Tensor], args: tuple, kwargs: Mapping[str, Any]) -> Any:
     """`module(*args, **kwargs)` as if its own parameters were `parameters`."""
     kind = type(module)

@@ -10,6 +10,7 @@ from torch import Tensor
 from luthier.errors import ModelError, SiteError
 from luthier.host.applicable import Reason, because
 from luthier.host.bridge import bridged
+from luthier.host.functional import first
 from luthier.host.part import Part, T
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class ActivationHooks:
 
     def remember(self, module: Any, args: tuple, kwargs: dict) -> None:
         if self.at.on:
-            self.at.ctx.inputs[self.reads] = _first(args, kwargs)  # type: ignore[union-attr]
+            self.at.ctx.inputs[self.reads] = first(args, kwargs)  # type: ignore[union-attr]
 
     def exit(self, module: Any, args: tuple, kwargs: dict, out: Any) -> Any:
         if not self.on:
@@ -106,7 +107,7 @@ class ActivationHooks:
     def entry(self, module: Any, args: tuple, kwargs: dict) -> Any:
         if not self.on:
             return None
-        h = self._edited(_first(args, kwargs), module)
+        h = self._edited(first(args, kwargs), module)
         if args:
             return (h, *args[1:]), kwargs
         key = next(iter(kwargs))
@@ -141,7 +142,3 @@ class ActivationHooks:
         import torch
 
         return torch.cat([h[..., : rows[0]], new, h[..., rows[1] :]], -1)
-
-
-def _first(args: tuple, kwargs: dict) -> Tensor:
-    return args[0] if args else next(iter(kwargs.values()))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from luthier.errors import ModelError, OptionError
 from luthier.host.applicable import Reason, because, rows_share
 from luthier.host.exchange import EDITED, exchange
-from luthier.host.functional import call_with, rowwise
+from luthier.host.functional import call_with, first, rowwise
 from luthier.host.part import Part, T
 from luthier.host.places.factored import Factors, changed, folding, usable
 from luthier.host.places.remade import folded
@@ -143,12 +143,7 @@ class WeightEdit(Weighted):
             change = change - self.delta(weight[rows], start)
         if change.dim() > weight.dim():  # made for one row
             change = change.squeeze(0)
-        change = at.placed.scale * change
-        if at.site.rows:
-            full = torch.zeros_like(weight)
-            full[rows] = change
-            change = full
-        return change  # type: ignore[no-any-return]
+        return _of_all(at, at.placed.scale * change, len(weight))
 
     def change_bias(
         self, at: At, weight: Tensor, bias: Tensor | None, t: T, start: T | None
@@ -161,12 +156,7 @@ class WeightEdit(Weighted):
             return None
         if start is not None and not self.takes_start_off:
             change = change - self.delta_bias(weight[rows], own, start)
-        change = at.placed.scale * (change.squeeze(0) if change.dim() > 1 else change)
-        if at.site.rows:
-            full = weight.new_zeros(len(weight))
-            full[rows] = change
-            change = full
-        return change  # type: ignore[no-any-return]
+        return _of_all(at, at.placed.scale * (change.squeeze(0) if change.dim() > 1 else change), len(weight))
 
     def parameters(
         self, at: At, module: nn.Module, now: Mapping[str, Tensor], ctx: Context | None
@@ -278,7 +268,7 @@ class Port:
         else:
             for at, ctx in on:
                 if _turns(at) and not at.site.rows:
-                    x = args[0] if args else next(iter(kwargs.values()))
+                    x = first(args, kwargs)
                     x = at.blend(at.part.before(x, at.t(ctx, x.dtype)), x, ctx)  # type: ignore[attr-defined]
                     args, kwargs = (x, *args[1:]), kwargs if args else {}
             y = original(*args, **kwargs)
@@ -289,10 +279,10 @@ class Port:
         for at, ctx in on:
             if not whole and _turns(at):
                 if at.site.rows:
-                    x = args[0] if args else next(iter(kwargs.values()))
+                    x = first(args, kwargs)
                     y = _turned_slice(at, ctx, x, y, self.own(unfolded)["weight"])
             elif not _folds(at) and not _turns(at):
-                x = args[0] if args else next(iter(kwargs.values()))
+                x = first(args, kwargs)
                 y = _shortcut(at, ctx, self.module, partial(self.own, unfolded), x, y)
         return y
 
@@ -347,11 +337,11 @@ def _turns(at: At) -> bool:
 
 def _turned_slice(at: At, ctx: Context, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     """A changed input where only a slice of the layer's outputs is to see it: what that adds to the slice."""
-    first, last = at.site.rows  # type: ignore[misc]
-    own = (weight.T if at.site.transposed else weight)[first:last]
+    begin, end = at.site.rows  # type: ignore[misc]
+    own = (weight.T if at.site.transposed else weight)[begin:end]
     added = F.linear(at.part.before(x, at.t(ctx, x.dtype)) - x, own)
-    now = y[..., first:last]
-    return torch.cat([y[..., :first], at.blend(now + added, now, ctx), y[..., last:]], -1)
+    now = y[..., begin:end]
+    return torch.cat([y[..., :begin], at.blend(now + added, now, ctx), y[..., end:]], -1)
 
 
 def _factored(
@@ -362,7 +352,7 @@ def _factored(
         return None
     if any(a.part.source.by_row for a, _ in on):
         return None
-    x = args[0] if args else next(iter(kwargs.values()))
+    x = first(args, kwargs)
     if not usable(module, original, x):
         return None
     given: list[tuple[Factors, tuple[int, int] | None, float]] = []
@@ -381,7 +371,7 @@ def _folded(
     each has a shortcut that costs less."""
     if any(not _dense(a) or a.placed.owner in c.rows for a, c in on):
         return None
-    x = args[0] if args else next(iter(kwargs.values()))
+    x = first(args, kwargs)
     if not usable(module, original, x):
         return None
     own: Any = module
@@ -430,6 +420,15 @@ def _like(t: T, tensors: tuple[Tensor, ...]) -> T:
     made = T(zip(t, tensors))
     made.layout, made.training, made.members = t.layout, t.training, t.members
     return made
+
+
+def _of_all(at: At, change: Tensor, outputs: int) -> Tensor:
+    """A change of a site's outputs as one of all of its module's: nothing at the others."""
+    if not at.site.rows:
+        return change
+    full = change.new_zeros(outputs, *change.shape[1:])
+    full[slice(*at.site.rows)] = change
+    return full
 
 
 def _exact(part: Any, weight: Tensor) -> torch.dtype:

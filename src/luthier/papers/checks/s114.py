@@ -10,7 +10,8 @@ from typing import Any
 from luthier.papers.check import Check
 from luthier.papers.claims import AtMost, Beats, Equals, Reported
 
-RANK, STEPS, ACTIVE = 8, 150, 0.25
+RANK, ACTIVE = 8, 0.25
+SETTINGS: dict[str, Any] = {"steps": 150, "batch_size": 32}
 RATES = (1 / 3, 1.0, 3.0)
 SEEDS = range(3)
 PENALTIES = (0.03, 0.3, 3.0, 30.0)
@@ -91,9 +92,8 @@ def open_share(run: Any, penalty: float, seed: int) -> float:
     from luthier.errors import OptionError
 
     method = lt.methods.SelectiveLoRA(rank=RANK, targets=TARGETS, penalty=penalty, choose=1.0)
-    settings = {"steps": STEPS, "batch_size": 32, "seed": seed}
     try:
-        fitted = run.fit(run.model("vit"), run.data("digits"), method, **settings)
+        fitted = run.fit(run.model("vit"), run.data("digits"), method, seed=seed, **SETTINGS)
     except OptionError as error:
         if "no gate is open" not in str(error):
             raise
@@ -129,15 +129,12 @@ def arms(run: Any, seed: int) -> dict[str, Any]:
     }
 
 
-def accuracy(run: Any, name: str, rate: float, seed: int, test: bool) -> dict[str, float]:
-    """On plain validation digits; with `test` on plain and shifted test digits."""
+def accuracy(run: Any, name: str, rate: float, seed: int) -> dict[str, float]:
+    """On plain and shifted test digits."""
     from luthier.papers.checks.s246 import SHIFTS, shifted
 
     data = run.data("digits")
-    settings: dict[str, Any] = {"steps": STEPS, "batch_size": 32, "rate": rate, "seed": seed}
-    fitted = run.fit(run.model("vit"), data, arms(run, seed)[name], **settings)
-    if not test:
-        return {"validation": float(fitted.score(data.validation)["accuracy"])}
+    fitted = run.fit(run.model("vit"), data, arms(run, seed)[name], rate=rate, seed=seed, **SETTINGS)
     each = {how: float(fitted.score(shifted(data.test, how))["accuracy"]) for how in SHIFTS}
     plain = float(fitted.score(data.test)["accuracy"])
     return {"plain": plain, **each, "ood": sum(each.values()) / len(each)}
@@ -146,17 +143,11 @@ def accuracy(run: Any, name: str, rate: float, seed: int, test: bool) -> dict[st
 @CHECK.measures("target", "ood", "random")
 def a_quarter(run: Any) -> None:
     for name, method in arms(run, 0).items():
-        tried = {}
-        for factor in RATES:
-            rate = float(method.rate) * factor
-            got = run.once([name, rate, "validation"], partial(accuracy, run, name, rate, 0, False))
-            tried[rate] = got["validation"]
-            run.trials.append(
-                {"claim": "ood", "arm": name, "rate": rate, "seed": 0, "validation": tried[rate]}
-            )
-        rate = max(tried, key=lambda r: tried[r])
+        rate = run.best_rate(
+            "ood", name, run.model("vit"), run.data("digits"), method, rates=RATES, **SETTINGS
+        )
         for seed in SEEDS:
-            got = run.once([name, rate, seed], partial(accuracy, run, name, rate, seed, True))
+            got = run.once([name, rate, seed], partial(accuracy, run, name, rate, seed))
             run.say(f"S114: {name}, seed {seed}: plain {got['plain']:.4f}, shifted {got['ood']:.4f}")
             if name != "random":
                 run.record("target", got["plain"], arm=name, seed=seed, rate=rate)

@@ -57,12 +57,13 @@ CHECK = Check(
         "luthier.methods.low_rank.pair",
         "luthier.models.scan",
         "testbed:llama",
+        "testbed:mamba",
     ),
     data="the logistic map and a Mamba layer of default initialisation; losses on builtin:mamba, builtin:llama and a task that neither "
     "was pretrained on",
     against="the Llama testbed under LoRA of the same rank on its attention and feed-forward projections, same steps and rows",
     minutes=8,
-    notes="The comparison needs the weights of builtin:mamba. Both models take a linear head and each method's own learning rate; in "
+    notes="Both models take a linear head and each method's own learning rate; in "
     "bf16 what trains stays float32, and so does the scan, as in the kernels.",
 )
 

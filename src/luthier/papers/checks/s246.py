@@ -9,7 +9,8 @@ from typing import Any
 from luthier.papers.check import Check
 from luthier.papers.claims import AtMost, Beats, Equals
 
-RANK, STEPS, TOP = 8, 150, 8
+RANK, TOP = 8, 8
+SETTINGS: dict[str, Any] = {"steps": 150, "batch_size": 32}
 RATES = (1 / 3, 1.0, 3.0)
 SEEDS = range(5)
 SHIFTS = ("rotation", "colour", "noise")
@@ -146,16 +147,14 @@ def shifted(split: Any, how: str) -> Any:
     return Split(np.clip(np.rint(images), 0, 255).astype(np.uint8), split.targets)
 
 
-def scores(run: Any, method: Any, rate: float, seed: int, test: bool) -> dict[str, float]:
-    """Accuracy after a fit: on plain validation digits; with `test` on plain and shifted test digits, and the overlap."""
+def scores(run: Any, method: Any, rate: float, seed: int) -> dict[str, float]:
+    """Accuracy after a fit on plain and shifted test digits, and the overlap."""
     import torch
 
     from luthier.host.adaptation import site_weight
 
     model, data = run.model("vit"), run.data("digits")
-    fitted = run.fit(model, data, method, steps=STEPS, batch_size=32, rate=rate, seed=seed)
-    if not test:
-        return {"validation": float(fitted.score(data.validation)["accuracy"])}
+    fitted = run.fit(model, data, method, rate=rate, seed=seed, **SETTINGS)
     found = {"source": float(fitted.score(data.test)["accuracy"])}
     each = [float(fitted.score(shifted(data.test, how))["accuracy"]) for how in SHIFTS]
     found |= dict(zip(SHIFTS, each, strict=True)) | {"target": sum(each) / len(each)}
@@ -175,17 +174,11 @@ def scores(run: Any, method: Any, rate: float, seed: int, test: bool) -> dict[st
 @CHECK.measures("target", "target_lora", "source", "source_lora", "overlap")
 def shifts(run: Any) -> None:
     for name, method in arms(run.model("vit")).items():
-        tried = {}
-        for factor in RATES:
-            rate = float(method.rate) * factor
-            got = run.once([name, rate, "validation"], partial(scores, run, method, rate, 0, False))
-            tried[rate] = got["validation"]
-            run.trials.append(
-                {"claim": "target", "arm": name, "rate": rate, "seed": 0, "validation": tried[rate]}
-            )
-        rate = max(tried, key=lambda r: tried[r])
+        rate = run.best_rate(
+            "target", name, run.model("vit"), run.data("digits"), method, rates=RATES, **SETTINGS
+        )
         for seed in SEEDS:
-            got = run.once([name, rate, seed], partial(scores, run, method, rate, seed, True))
+            got = run.once([name, rate, seed], partial(scores, run, method, rate, seed))
             run.say(f"S246: {name}, seed {seed}: source {got['source']:.4f}, target {got['target']:.4f}")
             about = {k: got[k] for k in SHIFTS}
             for claim, value in (("target", got["target"]), ("source", got["source"])):

@@ -82,12 +82,13 @@ CHECK = Check(
         "luthier.methods.prompts.prompt_tuning",
         "luthier.methods.prompts.deep_prompt",
         "luthier.models.scan",
+        "testbed:mamba",
     ),
     data="identities on Mambas of default initialisation; accuracy on builtin:mamba and a task that it was not pretrained on",
     against="prompt tuning, and prompt tokens at every block (a Mamba has no keys and values), 20 tokens, each arm at its own best "
     "of three learning rates",
     minutes=20,
-    notes="The comparison needs the weights of builtin:mamba. Responses are measured by setting one entry of all channels to 1: "
+    notes="Responses are measured by setting one entry of all channels to 1: "
     "the scan is linear in its state, so that they are the derivatives.",
 )
 
