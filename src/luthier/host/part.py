@@ -242,6 +242,13 @@ class Part:
         """The layout that a fresh adaptation has, where the base's weight decides it (a rank by its spectrum); weight: (out, in)."""
         return self.layout(site)
 
+    def left(self, sites: Sequence[Sequence[Site]]) -> int | None:
+        """How many numbers its plan leaves to train, where that decides what a budget counts; None: those of its first layouts.
+
+        sites: those of each of its parts.
+        """
+        return None
+
     def tensors(self, site: Site, layout: Layout) -> Mapping[str, SpecLike]:
         return {}
 

@@ -14,7 +14,7 @@ from luthier.host.adaptation import Adaptation, all_parts, first_layouts
 from luthier.host.part import Part
 from luthier.host.structure import structure_of
 
-SIZES = ("rank", "width", "length", "count")
+SIZES = ("rank", "width", "length", "count", "numbers")
 """Options that say how large a method is; the first that a method has is the one that a budget sets."""
 LARGEST, NEAR = 2**20, 32
 """The largest size that is tried, and how far around a crossing one is looked for."""
@@ -23,13 +23,15 @@ LARGEST, NEAR = 2**20, 32
 def count(method: Part, base: nn.Module) -> int:
     """Numbers that a method trains on a base, without a head; nothing is drawn, decomposed or gathered.
 
-    Where statistics of a task share ranks out over sites, equal ranks are counted.
+    Where statistics of a task share ranks out over sites, equal ranks are counted; where a plan prunes, what it leaves is (`Part.left`).
     """
     structure = structure_of(base)
     parts = all_parts(method, None)
     sites = [p.sites(structure) for p in parts]
     for part, here in zip(parts, sites, strict=True):
         part.check(here)
+    if (left := method.left(sites)) is not None:
+        return left
     made = Adaptation(method, sites, None, first_layouts(parts, sites, base))
     total = 0
     for placed in made.placed():
@@ -45,10 +47,16 @@ def count(method: Part, base: nn.Module) -> int:
 def sized(method: Part, base: nn.Module, allowed: int) -> Part:
     """The same method with the size (rank, width, length, count) that trains most and at most `allowed` numbers, the head apart.
 
-    A start that shares a rank out over sites shares the numbers out instead (EVA). Raises OptionError where the method has no size,
+    A start or a plan that shares ranks out over sites shares the numbers out instead (EVA, AdaLoRA); a method whose size is a number
+    of numbers is given those. Raises OptionError where the method has no size,
     and where its smallest is too large.
     """
     option = size_option(method)
+    if option == "numbers":
+        return _replaced(method, {option: allowed})
+    shares = any(f.name == "numbers" for f in dataclasses.fields(method))
+    if shares:
+        method = _replaced(method, {"numbers": None})
     trained: dict[int, int | None] = {}
 
     def numbers(size: int) -> int | None:
@@ -86,6 +94,8 @@ def sized(method: Part, base: nn.Module, allowed: int) -> Part:
         )
     start: Any = getattr(method, "start", None)
     changed: dict[str, Any] = {option: best}
+    if shares:
+        changed["numbers"] = allowed
     if start is not None and any(f.name == "numbers" for f in dataclasses.fields(start)):
         changed["start"] = _replaced(start, {"numbers": allowed})
     return _replaced(method, changed)

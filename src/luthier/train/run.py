@@ -146,10 +146,16 @@ class Run:
 
     def gradient(self, tensor: Tensor) -> Tensor:
         """d loss / d tensor on this step's batch: for scores of importance. Nothing else receives a gradient."""
-        total = torch.zeros_like(tensor)
-        for piece, share in zip(*self.shared_out()):
-            total += torch.autograd.grad(self.loss(piece) * share, tensor)[0]
-        return self.processes.sum(total) if self.world > 1 else total
+        return self.gradients([tensor])[0]
+
+    def gradients(self, tensors: Sequence[Tensor], ahead: int = 0) -> list[Tensor]:
+        """`gradient` of several; ahead: on the batch of so many steps later."""
+        total = [torch.zeros_like(t) for t in tensors]
+        for piece, share in zip(*self.shared_out(ahead)):
+            with torch.enable_grad():
+                found = torch.autograd.grad(self.loss(piece) * share, list(tensors))
+            total = [t + g for t, g in zip(total, found, strict=True)]
+        return [self.processes.sum(t) for t in total] if self.world > 1 else total
 
     def reset_optimiser(self, carry: Carry | None = None) -> None:
         """Build the phase's optimiser again, after shapes changed; what `carry` maps of the old state stays."""
@@ -240,11 +246,12 @@ class Run:
             self.optimiser.step()
         self.losses.append((self.total, loss.detach()))
 
-    def shared_out(self) -> tuple[list[Batch], list[float]]:
-        """The step's micro batches on this process, and each one's share of the whole batch's loss."""
-        pieces, idle = self.batches.pieces(self.stream, self.total), 0
+    def shared_out(self, ahead: int = 0) -> tuple[list[Batch], list[float]]:
+        """The step's micro batches on this process, and each one's share of the whole batch's loss; ahead: of a later step."""
+        at = self.total + ahead
+        pieces, idle = self.batches.pieces(self.stream, at), 0
         if self.processes is not None and self.processes.sharded:  # all must take as many forwards
-            idle = self.batches.most_pieces(self.stream, self.total) - len(pieces)
+            idle = self.batches.most_pieces(self.stream, at) - len(pieces)
         if self.world == 1 and len(pieces) == 1:
             return pieces, [1.0]
         counts = [self.objective.normaliser(p) for p in pieces]
