@@ -106,6 +106,7 @@ def drawings() -> tuple[Any, Any, Any]:
     import numpy as np
 
     from luthier.data.covariates import sharpness
+    from luthier.data.images import resized
     from luthier.models.testbeds.images import FACTORS, GLYPHS, batch
 
     rng, column = np.random.default_rng(199), list(FACTORS).index("glyph")
@@ -118,10 +119,10 @@ def drawings() -> tuple[Any, Any, Any]:
         own = own[np.argsort(-sharpness(own), kind="stable")[:DRAWINGS]]
         found.append(np.rot90(rng.permutation(own), axes=(1, 2)))
         identity += [number] * len(own)
-    made, side = np.concatenate(found), images.shape[1] // GRID
+    made = np.concatenate(found)
     blurred = np.arange(len(made)) % 2 == 1
-    coarse = made[blurred].reshape(-1, GRID, side, GRID, side, made.shape[-1]).mean((2, 4))
-    made[blurred] = np.rint(coarse).repeat(side, 1).repeat(side, 2).astype(np.uint8)
+    small = resized(made[blurred], (GRID, GRID, made.shape[-1]))
+    made[blurred] = resized(small, made.shape[1:])
     return made, np.asarray(identity), blurred
 
 
