@@ -10,6 +10,7 @@ import numpy as np
 
 TASK = SimpleNamespace(
     attributes=(),
+    covariates=(),
     kind="classification",
     modality="text",
     labels=("no", "=1+1", "[/b]\x1b[31m"),
@@ -19,7 +20,7 @@ TASK = SimpleNamespace(
 
 
 class Rows:
-    attributes = histories = None
+    attributes = covariates = histories = None
 
     def __init__(self, inputs: list[Any]):
         self.inputs = inputs

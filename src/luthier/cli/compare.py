@@ -47,6 +47,7 @@ def compare(
     input: options.Input = None,
     label: options.Label = None,
     attribute: options.Attribute = None,
+    covariate: options.Covariate = None,
     history: options.History = None,
     kind: options.Kind = None,
     test: Annotated[
@@ -113,7 +114,15 @@ def compare(
         data,
         seed=seed,
         limit=limit,
-        **_given(input=columns, label=label, attributes=attribute, history=history, kind=kind, test=test),
+        **_given(
+            input=columns,
+            label=label,
+            attributes=attribute,
+            covariates=covariate,
+            history=history,
+            kind=kind,
+            test=test,
+        ),
     )
     if train_rows is not None:
         rows = rows.limit(train=train_rows)

@@ -46,6 +46,7 @@ def fit(
     input: options.Input = None,
     label: options.Label = None,
     attribute: options.Attribute = None,
+    covariate: options.Covariate = None,
     history: options.History = None,
     kind: options.Kind = None,
     test: Annotated[
@@ -127,6 +128,7 @@ def fit(
             input=options.columns(input),
             label=label,
             attributes=attribute,
+            covariates=covariate,
             history=history,
             kind=kind,
             test=test,
@@ -184,5 +186,7 @@ def fit(
         if figures := fitted.metrics.get(split):
             line(f"{split}: " + ", ".join(f"{k} {figure(v)}" for k, v in figures.items()))
     line(f"trained numbers: {figure(fitted.metrics.get('parameters', 0))}")
-    controls = " --control LABEL" * len(fitted.task.attributes)
+    controls = " --control LABEL" * len(fitted.task.attributes) + " --value NUMBER" * len(
+        fitted.task.covariates
+    )
     note(f'Written to {out}. Try: luthier predict {out} --text "..."{controls}')

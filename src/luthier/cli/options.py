@@ -28,6 +28,13 @@ Attribute = Annotated[
         help="Column of a label that the adaptation is told with every row (a control, a language); may be given again.",
     ),
 ]
+Covariate = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--covariate",
+        help="Column of a number that the adaptation is told with every row (a quality); of images also sharpness, which is measured.",
+    ),
+]
 History = Annotated[
     str | None,
     typer.Option(

@@ -38,6 +38,13 @@ def predict(
             help="The label that the adaptation is told with every row; again for a second attribute. Else --data's own columns.",
         ),
     ] = None,
+    value: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--value",
+            help="The number (covariate) that the adaptation is told with every row; again for a second one. Else --data's own columns.",
+        ),
+    ] = None,
     top: Annotated[int | None, typer.Option("--top", min=1, help="Only the most probable labels.")] = None,
     part: Annotated[str | None, typer.Option("--part", help="train, validation or test of --data.")] = None,
     model: options.Base = None,
@@ -62,7 +69,7 @@ def predict(
     # Read before the model is loaded: a missing text should not cost that wait.
     texts = None if data is not None else text or lines_of(sys.stdin)
     fitted = open_adaptation(directory, model, device, dtype)
-    from luthier.data.split import Split, controlled
+    from luthier.data.split import Split, controlled, covaried
 
     if data is not None:
         from luthier.data.load import load_split
@@ -73,7 +80,10 @@ def predict(
             part=part,
             labelled=False,
             **options.given(
-                input=options.columns(input), attributes=() if control else None, history=history
+                input=options.columns(input),
+                attributes=() if control else None,
+                covariates=() if value else None,
+                history=history,
             ),
         )
         rows = options.first(rows, limit)
@@ -81,7 +91,9 @@ def predict(
         rows = Split(as_inputs(texts or [], fitted.task)[:limit])
     if control:
         rows = controlled(rows, control)
-    told = rows.attributes is not None or rows.histories is not None
+    if value:
+        rows = covaried(rows, value)
+    told = any(of is not None for of in (rows.attributes, rows.covariates, rows.histories))
     records = predictions(fitted, rows if told else rows.inputs, top, **options.given(batch_size=batch_size))
     if out is not None:
         WRITERS[Path(out).suffix.lower()](Path(out), records)

@@ -8,6 +8,7 @@ import numpy as np
 
 from luthier.data import findings
 from luthier.data.columns import Chosen, asked, choose, missing
+from luthier.data.covariates import read_covariates, with_measures
 from luthier.data.divide import divide, fractions
 from luthier.data.histories import History, read_histories
 from luthier.data.images import resized
@@ -37,6 +38,7 @@ def load_data(
     input: str | Sequence[str] | None = None,
     label: str | None = None,
     attributes: str | Sequence[str] = (),
+    covariates: str | Sequence[str] = (),
     history: str = "",
     kind: str | None = None,
     metric: str = "",
@@ -55,6 +57,7 @@ def load_data(
     input   the input's column; two, as "premise,hypothesis", make a pair, several numeric ones an array
     label   the label's column; label_name is preferred to an equivalent numeric label
     attributes  columns of labels that an adaptation is told with every row (a control, a language), "style,length" or a sequence
+    covariates  columns of numbers that it is told, or measures of images (sharpness), which any data of images have
     history a column of lists of texts, oldest first (in a CSV file JSON lists), for methods that read one: persoma
     kind    classification, multilabel (lists, or names joined by |), regression, text2text, or tagging (a list of
             words and a list of as many tags a row, or both as texts with blanks between); guessed from the labels
@@ -79,7 +82,8 @@ def load_data(
                 "A built-in or loaded data set has its columns, kind and parts: leave those options off"
             )
         data = source if isinstance(source, Data) else _builtin(source.removeprefix("builtin:"))
-        return data.limit(train=limit)
+        measures = names_of(covariates)
+        return (with_measures(data, measures) if measures else data).limit(train=limit)
     found = find(source, *_npz_names(input, label), alone=test is None)
     parts, notes = dict(found.parts), list(found.notes)
     if test is not None:
@@ -90,9 +94,10 @@ def load_data(
             f"{found.name} has no train rows, only {listed(parts)}: name the train file as the data"
         )
     told = names_of(attributes)
-    chosen = choose(parts["train"].without((*told, history)), input, label, kind)
+    numbers = names_of(covariates)
+    chosen = choose(parts["train"].without((*told, *numbers, history)), input, label, kind)
     notes += chosen.notes
-    train, task, said = _pose(parts["train"], chosen, kind, metric, told, history)
+    train, task, said = _pose(parts["train"], chosen, kind, metric, told, numbers, history)
     notes += said
     splits: dict[str, Split | None] = {"train": _split(train, task, "the train rows")}
     for part in ("validation", "test"):
@@ -121,6 +126,7 @@ def load_split(
     input: str | Sequence[str] | None = None,
     label: str | None = None,
     attributes: str | Sequence[str] | None = None,
+    covariates: str | Sequence[str] | None = None,
     history: str | None = None,
     part: str | None = None,
     labelled: bool = True,
@@ -129,7 +135,7 @@ def load_split(
 
     part      train, validation or test; None: test where the source has it, else its only part
     labelled  False: targets are None, empty texts are kept, so that row i of the split is row i of the source
-    attributes  the columns of what the adaptation is told with every row; None: the task's, (): it is said otherwise
+    attributes, covariates  the columns of what the adaptation is told with every row; None: the task's, (): it is said otherwise
 
     Raises DataError for a column that is missing and for a label that the task does not have.
     """
@@ -153,15 +159,18 @@ def load_split(
         task = task.model_copy(update={"history": history})
     inputs = asked(table, task.input if input is None else input)
     told = task.attributes if attributes is None else names_of(attributes)
+    numbers = task.covariates if covariates is None else names_of(covariates)
     if not labelled:
         said, past = read_attributes(table, told), _histories(table, task.history)
-        return Split(read_inputs(table, inputs, task.modality)[0], attributes=said, histories=past)
+        rows = read_inputs(table, inputs, task.modality)[0]
+        return Split(rows, attributes=said, histories=past, covariates=read_covariates(table, numbers, rows))
     column = task.label if label is None else label
     if column not in table.columns:
         raise missing(table, column, "label")
-    rows, _ = _clean(table, inputs, column, task.modality, task.kind, "train")
-    assert rows is not None
-    return _split(rows, task.model_copy(update={"label": column, "attributes": told}), "this adaptation")
+    kept, _ = _clean(table, inputs, column, task.modality, task.kind, "train")
+    assert kept is not None
+    posed = task.model_copy(update={"label": column, "attributes": told, "covariates": numbers})
+    return _split(kept, posed, "this adaptation")
 
 
 def names_of(columns: str | Sequence[str]) -> tuple[str, ...]:
@@ -171,7 +180,13 @@ def names_of(columns: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _pose(
-    table: Table, chosen: Chosen, kind: str | None, metric: str, attributes: tuple[str, ...], history: str
+    table: Table,
+    chosen: Chosen,
+    kind: str | None,
+    metric: str,
+    attributes: tuple[str, ...],
+    covariates: tuple[str, ...],
+    history: str,
 ) -> "tuple[_Rows, Task, list[str]]":
     """The train rows that can be used, the task that they pose, and notes."""
     decided = kind or guess_kind(table, chosen.label, values_of(table, chosen.label), chosen.inputs)
@@ -199,6 +214,7 @@ def _pose(
         history=history,
         metric=metric,
         attributes=attributes,
+        covariates=covariates,
     )
     return rows, task, [*notes, *said]
 
@@ -266,7 +282,8 @@ def _split(rows: _Rows, task: Task, known: str) -> Split:
         check_lengths(rows.table, task, rows.inputs, [tags_of(value) for value in rows.values])
     targets = read_targets(rows.table, rows.values, task, known)
     attributes, histories = read_attributes(rows.table, task.attributes), _histories(rows.table, task.history)
-    return Split(rows.inputs, targets, attributes, histories)
+    numbers = read_covariates(rows.table, task.covariates, rows.inputs)
+    return Split(rows.inputs, targets, attributes, histories, numbers)
 
 
 def _histories(table: Table, name: str) -> list[History] | None:

@@ -25,6 +25,7 @@ class Split:
              multi-label; list of texts, text2text; list of (words,) int64 tag indices, tagging; None where the rows came without labels
     attributes  labels that an adaptation is told with every row (control prefixes): (rows, attributes) texts, or (rows,) or
              (rows, attributes) int64, their numbers; or None
+    covariates  (rows, covariates) float32: numbers that an adaptation is told with every row (a quality); or None
     histories  for each row a tuple of texts, oldest first (what its user did), which adaptations may read beside the input; or None
     """
 
@@ -32,6 +33,7 @@ class Split:
     targets: "np.ndarray | list[str] | list[np.ndarray] | None" = None
     attributes: "np.ndarray | None" = None
     histories: "list[tuple[str, ...]] | None" = None
+    covariates: "np.ndarray | None" = None
 
     def __post_init__(self) -> None:
         if self.histories is not None and len(self.inputs) != len(self.histories):
@@ -39,6 +41,10 @@ class Split:
         if self.attributes is not None and len(self.inputs) != len(self.attributes):
             raise DataError(
                 f"{len(self.inputs)} inputs with {len(self.attributes)} attributes: one entry a row"
+            )
+        if self.covariates is not None and len(self.inputs) != len(self.covariates):
+            raise DataError(
+                f"{len(self.inputs)} inputs with {len(self.covariates)} covariates: one entry a row"
             )
         if self.targets is not None and len(self.inputs) != len(self.targets):
             raise DataError(f"{len(self.inputs)} inputs with {len(self.targets)} targets: one target a row")
@@ -63,6 +69,7 @@ class Split:
             targets,
             None if self.attributes is None else self.attributes[at],
             None if self.histories is None else _take(self.histories, at),
+            None if self.covariates is None else self.covariates[at],
         )
 
     @cached_property
@@ -76,6 +83,8 @@ class Split:
             _feed(state, said.tolist() if said.dtype.kind == "U" else said)
         if self.histories is not None:
             _feed(state, ["histories", self.histories])
+        if self.covariates is not None:
+            _feed(state, ["covariates", self.covariates])
         return state.hexdigest()
 
 
@@ -140,6 +149,12 @@ def controlled(rows: Any, labels: Sequence[str]) -> Split:
     """Rows (a split or inputs) of which every one is told the same labels, one for each attribute: to predict with a control."""
     split = rows if isinstance(rows, Split) else Split(rows)
     return replace(split, attributes=np.array([list(labels)] * len(split), dtype=str))
+
+
+def covaried(rows: Any, values: Sequence[float]) -> Split:
+    """Rows (a split or inputs) of which every one is told the same numbers, one for each covariate."""
+    split = rows if isinstance(rows, Split) else Split(rows)
+    return replace(split, covariates=np.array([list(values)] * len(split), dtype=np.float32))
 
 
 def class_weights(split: Split, task: "Task") -> np.ndarray:

@@ -40,6 +40,7 @@ class Task(BaseModel):
     history         the column of histories, lists of texts that a method may read beside the input; empty: none
     metric          the headline metric; empty: the kind's first in METRICS; accuracy for tags that mark no entities
     attributes      the columns of labels that an adaptation is told with every row (`Split.attributes`)
+    covariates      the columns of numbers that it is told, or measures of images (`Split.covariates`, `luthier.data.covariates`)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,11 +53,12 @@ class Task(BaseModel):
     history: str = ""
     metric: str = ""
     attributes: tuple[str, ...] = ()
+    covariates: tuple[str, ...] = ()
 
     @model_serializer(mode="wrap")
     def _said(self, whole: Any) -> dict[str, Any]:
-        """A task without attributes or histories is written as it was before there were any: cards and digests stay what they are."""
-        return {k: v for k, v in whole(self).items() if k not in ("attributes", "history") or v}
+        """A task without attributes, covariates or histories is written as it was before there were any: cards and digests stay what they are."""
+        return {k: v for k, v in whole(self).items() if k not in ("attributes", "covariates", "history") or v}
 
     @model_validator(mode="before")
     @classmethod

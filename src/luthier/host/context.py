@@ -21,6 +21,7 @@ GIVEN = frozenset(
         "adaptation",
         "answers",
         "attributes",
+        "covariates",
         "example",
         "history",
         "history_mask",

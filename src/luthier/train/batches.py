@@ -19,6 +19,7 @@ from torch import Tensor
 from luthier.errors import DataError, RunError
 from luthier.models.words import encode_words
 from luthier.train.choices import Answers, ranks
+from luthier.train.covariates import covariates_for
 from luthier.train.histories import histories_for
 
 WINDOW = 50
@@ -93,9 +94,12 @@ def encode(
     else:
         rows = plain_rows(split.inputs) if pre is None else pre.encode(split.inputs)
         labels = target_tensor(split.targets, task) if targets else None
-    if (attributes := getattr(split, "attributes", None)) is not None:
-        for row, own in zip(rows, attributes, strict=True):
-            row["attributes"] = own
+    numbers = covariates_for(adaptation, split, task)
+    told = {"attributes": getattr(split, "attributes", None), "covariates": numbers}
+    for key, values in told.items():
+        if values is not None:
+            for row, own in zip(rows, values, strict=True):
+                row[key] = own
     report = pre.report(rows) if pre is not None and hasattr(pre, "report") else {}
     lengths = np.array([row_length(r) + more for r in rows], dtype=np.int64)
     digest = str(getattr(split, "digest", ""))

@@ -101,7 +101,7 @@ class Answers:
     def joined(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         """One sequence per class; of a decoder, `instruction` marks the input."""
         front = list(row["input_ids"])
-        told = {k: row[k] for k in ("attributes",) if k in row}
+        told = {k: row[k] for k in ("attributes", "covariates") if k in row}
         if self.apart:
             return [{**answer, **told, "input_ids": front} for answer in self.rows]
         return [
