@@ -51,5 +51,6 @@ def from_folder(folder: Folder, base: nn.Module, drop: frozenset[str]) -> Import
 
     seed = seed_of(folder.config, "random_loc_seed", 777)
     alpha = float(number(folder.config, "scaling", 150.0))
-    method = FourierFT(count=count, alpha=alpha, seed=seed, positions="peft", targets=was.targets)
+    options: dict[str, Any] = {"count": count, "alpha": alpha, "seed": seed, "targets": was.targets}
+    method = FourierFT(**options, positions="peft")
     return Imported(method, [list(was.sites)], fill, was.notes)

@@ -47,7 +47,7 @@ def to_config(pieces: Sequence[Piece], base: nn.Module) -> tuple[dict[str, Any],
     """peft's configuration and tensors."""
     found = whole(pieces, base, "LOKR", linear=True)
     part: Any = pieces[0].part
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for path, (site, t) in found.items():
         s = split(site.out_features, site.in_features, part.factor, part.factor)
         if (s.a1, s.a2) != (theirs(site.out_features, part.factor), theirs(site.in_features, part.factor)):

@@ -52,4 +52,6 @@ def from_folder(folder: Folder, base: nn.Module, drop: frozenset[str]) -> Import
     def fill(found: Mapping[str, Tensor]) -> dict[tuple[int, str, str], Tensor]:
         return {(0, s.name, "q"): -found[was.keys[s.name][R]] for s in was.sites}
 
-    return Imported(OFT(block=block, targets=was.targets), [list(was.sites)], fill, was.notes)
+    options: dict[str, Any] = {"block": block, "targets": was.targets}
+    method = OFT(**options)
+    return Imported(method, [list(was.sites)], fill, was.notes)

@@ -44,7 +44,7 @@ def from_folder(folder: Folder, base: nn.Module, drop: frozenset[str]) -> Import
     for s in was.sites:
         was.check(folder, s, {"vera_lambda_b": (s.out_features,), "vera_lambda_d": (rank,)})
     seed = seed_of(folder.config, "projection_prng_key", 0)
-    options = {"rank": rank, "seed": seed, "targets": was.targets}
+    options: dict[str, Any] = {"rank": rank, "seed": seed, "targets": was.targets}
     method = VeRA(**options, basis="peft")
     wanted = {A: (rank, max(s.in_features for s in was.sites)), B: (max(s.out_features for s in was.sites), rank)}  # fmt: skip
     stored = {k: folder.shapes[k] for k in (A, B) if k in folder.shapes}
