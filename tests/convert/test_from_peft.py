@@ -169,7 +169,7 @@ def test_the_body_of_a_classifier_is_carried_when_its_head_is_dropped(tmp_path):
 @pytest.mark.parametrize(
     "change,words",
     [
-        ({"use_dora": True}, "use_dora=true.*Merge it in peft"),
+        ({"use_dora": True}, "lora_magnitude_vector is missing"),
         ({"bias": "all"}, 'bias="all"'),
         ({"lora_bias": True}, "lora_bias"),
         ({"modules_to_save": ["classifier"]}, "modules_to_save"),
@@ -180,7 +180,7 @@ def test_the_body_of_a_classifier_is_carried_when_its_head_is_dropped(tmp_path):
         ({"init_lora_weights": {"a": 1}}, "init_lora_weights"),
         ({"invented": 3}, "invented=3.*does not know"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
-        ({"peft_type": "LOHA"}, "peft_type='LOHA'"),
+        ({"peft_type": "XLORA"}, "peft_type='XLORA'"),
         ({"peft_type": None}, "no peft_type"),
         ({"alpha_pattern": {"(a+)+$": 3}}, "expression"),
         ({"alpha_pattern": [1]}, "alpha_pattern is no object"),

@@ -24,8 +24,15 @@ from luthier.host.options import to_card
 
 PARTS = {
     **dict.fromkeys(
-        ("lora", "rslora", "lora_plus", "lora_pro", "pissa", "soma", "corda", "eva", "chain_of_lora"), "LORA"
+        ("lora", "rslora", "lora_plus", "lora_pro", "pissa", "soma", "corda", "eva", "chain_of_lora", "dora"),
+        "LORA",
     ),
+    "vera": "VERA",
+    "loha": "LOHA",
+    "lokr": "LOKR",
+    "oft": "OFT",
+    "fourierft": "FOURIERFT",
+    "randlora": "RANDLORA",
     "scaled_outputs": "IA3",
     "scaled_inputs": "IA3",
     **dict.fromkeys(("prompt_tuning", "dpt", "mpt", "residual_prompt", "spt", "xpe"), "PROMPT_TUNING"),
@@ -37,8 +44,19 @@ KINDS = {
     "IA3": "scaling",
     "PROMPT_TUNING": "prompts",
     "PREFIX_TUNING": "prefixes",
+    "VERA": "vera",
+    "LOHA": "loha",
+    "LOKR": "lokr",
+    "OFT": "oft",
+    "FOURIERFT": "fourierft",
+    "RANDLORA": "randlora",
 }
 """peft's type -> module with `to_config(pieces, base)` and `from_folder(folder, base, drop)`."""
+UNLIKE = {
+    "boft": "peft's BOFT joins other runs than luthier's boft from its third factor on, uses one factor alone where its CUDA extension is not "
+    "built, and trains a scale of each output. oft can be converted",
+}
+"""Name of a method that peft has too, with another formula: why it is refused. peft's type is the same in capitals."""
 DROPPABLE = frozenset({"modules_to_save"})
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -55,6 +73,8 @@ def to_peft(adaptation: Any, model: Any, folder: str | os.PathLike) -> list[str]
     pieces = [Piece(s, p) for s, a in terms for p in a.placed() if p.part is not a.head]
     kinds = {PARTS.get(p.part.name) for p in pieces if p.placed.sites}
     names = sorted({p.part.name for p in pieces})
+    if unlike := next((n for n in names if n in UNLIKE), None):
+        raise ModelError(f"{unlike} can't be converted: {UNLIKE[unlike]}. Or export it as a merged model.")
     if len(kinds) != 1 or None in kinds or any(len(a.members) for _, a in terms):
         raise ModelError(
             f"{', '.join(names)} can't be one adapter of peft. It takes {', '.join(PARTS)}, one kind at a time; save() keeps everything."
@@ -83,6 +103,10 @@ def from_peft(folder: str | os.PathLike, model: Any, *, drop: Collection[str] = 
     if odd := sorted(set(drop) - DROPPABLE):
         raise OptionError(f"{odd[0]!r} can't be dropped. What can: {', '.join(sorted(DROPPABLE))}.")
     found = read_folder(folder)
+    if (unlike := found.kind.lower()) in UNLIKE:
+        raise FileFormatError(
+            f"{CONFIG}: peft_type={found.kind!r} can't be converted: {UNLIKE[unlike]}. Or merge it in peft and load the merged model."
+        )
     if found.kind not in KINDS:
         raise FileFormatError(
             f"{CONFIG}: peft_type={found.kind[:40]!r} can't be converted; {', '.join(KINDS)} can. Merge it in peft and load the merged model."

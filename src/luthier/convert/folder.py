@@ -29,7 +29,12 @@ INERT = frozenset(
 FIXES = {
     "modules_to_save": "it holds whole modules of another head. Import the body alone with drop=['modules_to_save'] (--drop modules_to_save), and fit a head",
     "bias": "trained biases are not part of a low-rank update. Merge it in peft, or train with bias='none'",
-    "use_dora": "DoRA also rescales the weight. Merge it in peft and load the merged model",
+    "use_cayley_neumann": "peft then makes its rotations by a truncated series, which luthier's oft does not. Train with use_cayley_neumann=False, or merge it in peft",
+    "coft": "a rotation that is kept near the identity is not read. Merge it in peft, or train with coft=False",
+    "block_share": "blocks that are shared are not read. Merge it in peft, or train with block_share=False",
+    "rank_pattern": "ranks that differ between modules are read of LORA only. Merge it in peft",
+    "alpha_pattern": "scalings that differ between modules are read of LORA only. Merge it in peft",
+    "n_frequency_pattern": "layers with other numbers of coefficients are not read. Merge it in peft",
     "target_parameters": "updates of raw parameters are not read. Merge it in peft and load the merged model",
     "trainable_token_indices": "new embeddings of tokens are not read. Merge it in peft and load the merged model",
     "layer_replication": "it builds another base model. Replicate the layers of the base first",

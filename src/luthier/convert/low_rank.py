@@ -1,9 +1,9 @@
-"""LoRA to and from peft's LORA.
+"""LoRA and DoRA to and from peft's LORA.
 
 peft: y + scaling * B A x, scaling = lora_alpha / r (or / sqrt(r) with use_rslora); one module, one A and B.
 To: the slices of a fused projection, the terms of a sum and an anchored start's own effect are stacked along the rank, which
 is exact: [B1 B2] [A1; A2] = B1 A1 + B2 A2. From: ranks below the largest are filled with zeros, and scalings that differ go
-into B.
+into B. DoRA: a magnitude of each output beside them; rows of a fused projection that no slice changes keep the weight's length.
 """
 
 from __future__ import annotations
@@ -26,35 +26,44 @@ from luthier.convert.names import (
     resolve,
     targets_of,
 )
-from luthier.convert.parts import Imported, Piece, slice_into
+from luthier.convert.parts import Imported, Piece, one, slice_into
 from luthier.errors import FileFormatError
 from luthier.host.part import T
+from luthier.host.places import Factors
 from luthier.host.structure import structure_of
 
 READ = frozenset(
     {
         "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules",
         "layers_to_transform", "layers_pattern", "fan_in_fan_out", "lora_dropout", "init_lora_weights", "eva_config",
-        "megatron_core", "qalora_group_size",
+        "megatron_core", "qalora_group_size", "use_dora",
     }
 )  # fmt: skip
 STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base as it is."""
-A, B = "lora_A.weight", "lora_B.weight"
+A, B, M = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 
 
 def to_config(pieces: Sequence[Piece], base: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """peft's configuration and tensors of a sum of low-rank updates."""
+    """peft's configuration and tensors of a sum of low-rank updates, or of one DoRA."""
+    dora = any(p.part.name == "dora" for p in pieces)
+    if dora:
+        one(pieces, "DoRA")
     terms: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
     turned: dict[str, bool] = {}
+    magnitudes: dict[str, Tensor] = {}
     for piece in pieces:
         part: Any = piece.part
         for anchor in (False, True):  # y + (d - d0)
             for site, t in piece.made(anchor):
-                f = part.factors(T(t))
+                f = Factors(t["B"], t["A"], part.gain()) if dora else part.factors(T(t))
                 scale = -piece.scale * f.scale if anchor else piece.scale * f.scale
                 terms.setdefault(site.path, []).append((f.down, slice_into(base, site, f.up), scale))
                 turned[site.path] = site.transposed
+                if dora and not anchor:
+                    if site.path not in magnitudes:
+                        magnitudes[site.path] = _lengths(base.get_submodule(site.path), site.transposed)
+                    magnitudes[site.path][slice(*site.rows) if site.rows else slice(None)] = t["m"]
     order = [n for n, _ in base.named_modules() if n in terms]
     tensors: dict[str, Tensor] = {}
     ranks, alphas = {}, {}
@@ -67,6 +76,8 @@ def to_config(pieces: Sequence[Piece], base: nn.Module) -> tuple[dict[str, Any],
         )
         ranks[path] = len(tensors[f"{PREFIX}{path}.{A}"])
         alpha = common * ranks[path]
+        if dora:
+            tensors[f"{PREFIX}{path}.{M}"] = magnitudes[path]
         alphas[path] = round(alpha) if abs(alpha - round(alpha)) < 1e-9 * max(1.0, alpha) else alpha
     rank, alpha = Counter(ranks.values()).most_common(1)[0][0], Counter(alphas.values()).most_common(1)[0][0]
     config = {
@@ -78,7 +89,7 @@ def to_config(pieces: Sequence[Piece], base: nn.Module) -> tuple[dict[str, Any],
         "fan_in_fan_out": any(turned.values()),
         "init_lora_weights": True,
         "use_rslora": False,
-        "use_dora": False,
+        "use_dora": dora,
         "target_modules": exactly(base, order),
         "rank_pattern": {pattern_key(p): r for p, r in ranks.items() if r != rank},
         "alpha_pattern": {pattern_key(p): a for p, a in alphas.items() if a != alpha},
@@ -86,8 +97,15 @@ def to_config(pieces: Sequence[Piece], base: nn.Module) -> tuple[dict[str, Any],
     return config, tensors
 
 
+def _lengths(module: Any, turned: bool) -> Tensor:
+    """(out,) of the weight's rows: the magnitudes of a DoRA that changes nothing."""
+    weight = module.weight.detach().float()
+    return (weight.T if turned else weight).norm(dim=1)
+
+
 def from_folder(folder: Folder, base: nn.Module, drop: frozenset[str]) -> Imported:
-    """The LoRA that a folder describes. FileFormatError for what it cannot be exactly."""
+    """The LoRA or DoRA that a folder describes. FileFormatError for what it cannot be exactly."""
+    from luthier.methods.low_rank.dora import DoRA
     from luthier.methods.low_rank.lora import LoRA
 
     config = folder.config
@@ -95,11 +113,12 @@ def from_folder(folder: Folder, base: nn.Module, drop: frozenset[str]) -> Import
     start = config.get("init_lora_weights")
     if start is not None and start not in STARTS:
         check_keys({"init_lora_weights": start}, frozenset())
-    modules = modules_of(folder.shapes, (A, B))
+    dora = config.get("use_dora") is True
+    modules = modules_of(folder.shapes, (A, B, M) if dora else (A, B))
     structure = structure_of(base)
     resolved = resolve(base, structure, modules)
     notes = check_targets(config, resolved, base)
-    ranks = _ranks(folder, modules, resolved.sites)
+    ranks = _ranks(folder, modules, resolved.sites, dora)
     scales = _scales(config, ranks)
     rank, largest = max(ranks.values()), max(scales.values())
     narrow = min(resolved.sites.values(), key=lambda s: min(s.in_features, s.out_features))
@@ -127,6 +146,8 @@ def from_folder(folder: Folder, base: nn.Module, drop: frozenset[str]) -> Import
                 b = b * (scale / largest)
             out[0, site.name, "A"] = torch.cat([a, a.new_zeros(rank - len(a), a.shape[1])], 0)
             out[0, site.name, "B"] = torch.cat([b, b.new_zeros(len(b), rank - b.shape[1])], 1)
+            if dora:
+                out[0, site.name, "m"] = found[keys[M]]
         return out
 
     plain = len(set(ranks.values())) == 1 and len(set(scales.values())) == 1 and not config.get("use_rslora")
@@ -135,11 +156,11 @@ def from_folder(folder: Folder, base: nn.Module, drop: frozenset[str]) -> Import
         if plain and not config.get("alpha_pattern") and "lora_alpha" in config
         else largest * rank
     )
-    method = LoRA(rank=rank, alpha=alpha, targets=targets_of(structure, sites))
+    method = (DoRA if dora else LoRA)(rank=rank, alpha=alpha, targets=targets_of(structure, sites))
     return Imported(method, [sites], fill, notes)
 
 
-def _ranks(folder: Folder, modules: Mapping[str, Mapping[str, str]], sites: Mapping[str, Any]) -> dict[str, int]:  # fmt: skip
+def _ranks(folder: Folder, modules: Mapping[str, Mapping[str, str]], sites: Mapping[str, Any], dora: bool) -> dict[str, int]:  # fmt: skip
     """{module: rank} from the tensors' shapes, which must agree with the model and with r and rank_pattern."""
     patterns, default = (
         read_patterns(folder.config, "rank_pattern"),
@@ -147,9 +168,10 @@ def _ranks(folder: Folder, modules: Mapping[str, Mapping[str, str]], sites: Mapp
     )
     out = {}
     for name, keys in modules.items():
-        if set(keys) != {A, B}:
+        needed = {A, B, M} if dora else {A, B}
+        if set(keys) != needed:
             raise FileFormatError(
-                f"The tensor {PREFIX}{name[:120]}.{(({A, B} - set(keys)).pop())} is missing: the file is not whole. Save the adapter anew."
+                f"The tensor {PREFIX}{name[:120]}.{min(needed - set(keys))} is missing: the file is not whole. Save the adapter anew."
             )
         wanted = first_match(patterns, name)
         rank = default if wanted is None else wanted
@@ -158,6 +180,10 @@ def _ranks(folder: Folder, modules: Mapping[str, Mapping[str, str]], sites: Mapp
             raise FileFormatError(
                 f"The tensors at {name[:120]!r} are {a} and {b}; for rank {rank:g} this model needs ({rank:g}, {site.in_features}) "
                 f"and ({site.out_features}, {rank:g}): it is another base, or {CONFIG} is not this file's."
+            )
+        if dora and folder.shapes[keys[M]] != (site.out_features,):
+            raise FileFormatError(
+                f"The magnitudes at {name[:120]!r} are {folder.shapes[keys[M]]}; this model needs ({site.out_features},): it is another base."
             )
         out[name] = int(rank)
     return out

@@ -15,6 +15,7 @@ from luthier.host.applicable import Reason, because, builds
 from luthier.host.options import from_card, to_card
 from luthier.host.part import Layout, Part, Spec, Start
 from luthier.host.placed import At, Fill, Placed
+from luthier.host.quantised import refuse_quantised
 from luthier.host.sites import Site
 from luthier.host.structure import structure_of
 
@@ -84,6 +85,7 @@ class Adaptation(nn.Module):
             for p in parts
         ]
         for part, here in zip(parts, sites, strict=True):
+            part.check_base(base, here)
             part.check(here)
         known = {} if unfilled else statistics or {}
         if layouts is None:
@@ -126,6 +128,7 @@ class Adaptation(nn.Module):
                 [_site(structure, part, n) for n in here] for part, here in zip(parts, names, strict=True)
             ]
             for part, here in zip(parts, sites, strict=True):
+                part.check_base(base, here)
                 part.check(here)
             made = cls(method, sites, head, layouts, members, seed)
             for placed in made.placed():
@@ -398,6 +401,8 @@ def _network(placed: Placed, base: nn.Module, rng: torch.Generator) -> nn.Module
             ),
             Reason.NEEDS_VALUES,
         )
+    if builds(placed.part):
+        refuse_quantised(placed.part.name, base, structure_of(base).sites, "copies")
     return placed.part.build(base, placed.sites, rng)
 
 

@@ -281,6 +281,9 @@ class Part:
     def check(self, sites: Sequence[Site]) -> None:
         """Refuse, with OptionError or SiteError, options that do not fit these sites."""
 
+    def check_base(self, base: torch.nn.Module, sites: Sequence[Site]) -> None:
+        """Refuse, with ModelError, modules of this base that the part can't work on however its options are set."""
+
     def check_member(self, name: str, part: Part) -> None:
         """Refuse, with OptionError, a part of another adaptation that this one cannot refer to."""
 

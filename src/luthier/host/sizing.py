@@ -29,6 +29,7 @@ def count(method: Part, base: nn.Module) -> int:
     parts = all_parts(method, None)
     sites = [p.sites(structure) for p in parts]
     for part, here in zip(parts, sites, strict=True):
+        part.check_base(base, here)
         part.check(here)
     if (left := method.left(sites)) is not None:
         return left

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from luthier.host.quantised import stored_as
 from luthier.host.sites import Site, Structure, Tower, is_linear, is_transposed
 from luthier.host.slim import Slim
 
@@ -381,13 +382,13 @@ def is_map(module: nn.Module) -> bool:
 
 
 def _in(module: nn.Module) -> int:
-    if isinstance(module, Slim):
+    if isinstance(module, Slim) or (isinstance(module, nn.Linear) and stored_as(module)):
         return module.in_features
     return module.weight.shape[0 if is_transposed(module) else 1]  # type: ignore[union-attr,index,return-value]
 
 
 def _out(module: nn.Module) -> int:
-    if isinstance(module, Slim):
+    if isinstance(module, Slim) or (isinstance(module, nn.Linear) and stored_as(module)):
         return module.out_features
     return module.weight.shape[1 if is_transposed(module) else 0]  # type: ignore[union-attr,index,return-value]
 

@@ -17,6 +17,7 @@ from luthier.host.functional import call_with, first, rowwise
 from luthier.host.part import Part, T
 from luthier.host.places.factored import Factors, changed, folding, usable
 from luthier.host.places.remade import folded
+from luthier.host.quantised import refuse_quantised
 from luthier.host.sites import is_linear, is_transposed
 
 if TYPE_CHECKING:
@@ -32,7 +33,11 @@ Own = Callable[[], tuple[Tensor, Tensor | None]]
 class Weighted(Part):
     """What weight edits and subsets share: one port per module applies all of them, in the order of attachment."""
 
+    def check_base(self, base, sites):
+        refuse_quantised(self.name, base, sites)
+
     def install(self, placed: Placed, adapted: Adapted) -> Iterator[Any]:
+        self.check_base(adapted.base, placed.sites)
         for at in placed.ats():
             module = adapted.base.get_submodule(at.site.path)
             self.accept(module, at)

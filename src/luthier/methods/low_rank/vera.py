@@ -7,6 +7,8 @@ Step 0 is the base (b = 0; d is constant). Merging adds dW. A file holds the see
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
@@ -16,6 +18,7 @@ from luthier.host.functional import rowwise
 from luthier.host.part import Spec, method, zeros
 from luthier.host.places import WeightEdit
 from luthier.host.places.remade import remade
+from luthier.sources.peft_draws import vera_pair
 from luthier.sources.seeded import kaiming, seeded
 
 
@@ -32,6 +35,9 @@ class VeRA(WeightEdit):
     rank: PositiveInt = 256  # of the shared pair; it costs one trained number a site
     initial: PositiveFloat = 0.1  # what d begins as
     seed: NonNegativeInt = 0  # of the shared pair: adaptations of one seed have the same
+    basis: Literal["own", "peft"] = (
+        "own"  # peft: the pair that peft makes of the seed, sqrt(2) times as large
+    )
 
     folds = True
 
@@ -40,11 +46,13 @@ class VeRA(WeightEdit):
         return {"d": Spec((self.rank,), constant), "b": Spec((site.out_features,), zeros)}
 
     def shared(self, sites):
-        down = (self.rank, max(s.in_features for s in sites))
-        up = (max(s.out_features for s in sites), self.rank)
+        inputs, outputs = max(s.in_features for s in sites), max(s.out_features for s in sites)
+        if self.basis == "peft":
+            down, up = vera_pair(self.rank, inputs, outputs, self.seed)
+            return {"A": down, "B": up}
         return {
-            "A": seeded(down, kaiming, self.seed, "A"),
-            "B": seeded(up, kaiming, self.seed, "B"),
+            "A": seeded((self.rank, inputs), kaiming, self.seed, "A"),
+            "B": seeded((outputs, self.rank), kaiming, self.seed, "B"),
         }
 
     def delta(self, weight, t):
