@@ -6,7 +6,6 @@ also makes a variant of its own, `name+option`.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import re
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from luthier.train.batches import Batches, Encoded
 from luthier.train.run import Recipe, Run, share_out
 from luthier.train.snapshot import own_randomness
 from tests.host import bed
+from tests.host.copies import Template
 
 SMALL = 4
 GATES = (".values.s",)
@@ -86,6 +86,11 @@ def prototype(architecture: str) -> nn.Module:
     return bed.base(architecture)
 
 
+@cache
+def template(architecture: str) -> Template:
+    return Template(prototype(architecture))
+
+
 class Squares(Objective):
     """An objective that any output has: squares of what is not padding."""
 
@@ -135,7 +140,7 @@ class Cell:
 
     def base(self) -> nn.Module:
         """A copy of the architecture's one random model."""
-        return copy.deepcopy(prototype(self.architecture))
+        return template(self.architecture).copy()
 
     def batch(self, **options: Any) -> dict[str, Tensor]:
         return bed.batch(self.architecture, **options)
@@ -146,18 +151,11 @@ class Cell:
 
     def new(self, base: nn.Module, seed: int = 0) -> Adaptation:
         """The adaptation as its plan's first phase finds it."""
-        return copy.deepcopy(_begun(self, seed))
+        return _begun(self, seed).copy()
 
     def shaken(self, base: nn.Module, seed: int = 0, amount: float = 0.2) -> Adaptation:
         """The same with every trained tensor but gates' scores moved from its start, by less where a weight would change beyond measure."""
-        begun = self.new(base, seed)
-        while beyond_measure(made := bed.shaken(copy.deepcopy(begun), amount, seed + 2), base):
-            amount /= 2
-        first = begun.trainable()
-        for name, p in made.trainable().items():
-            if name.endswith(GATES):
-                p.data.copy_(first[name])
-        return made
+        return _shaken(self, seed, amount).copy()
 
     def adapted(self, shake: bool = True, seed: int = 0) -> Adapted:
         """A base with the adaptation attached as "main"."""
@@ -187,7 +185,7 @@ class Cell:
         """A run of the method's whole plan, two steps or more in every phase."""
         if model is None:
             model = Adapted(self.base())
-            model.attach("main", copy.deepcopy(_fresh(self, seed)))
+            model.attach("main", _fresh(self, seed).copy())
         for name in self.part.companions:  # what its plan reads and does not train
             model.attach(name, self.partner(model.base))
         x = self.batch(rows=8, seed=5)
@@ -214,14 +212,14 @@ def _why_not(cell: Cell, ability: Ability) -> Reason | None:
 
 
 @cache
-def _fresh(cell: Cell, seed: int) -> Adaptation:
+def _fresh(cell: Cell, seed: int) -> Template:
     """As made: what the loss reaches is found where the method asks for "everything"."""
     base, found = cell.base(), None
     if any(p.wherever for p in cell.part.parts()):
         model = Adapted(base)
         found = reached(base, lambda: bed.result(model, cell.batch()).float().pow(2).mean())
     members = cell.members(base)
-    return started(cell.part, base, cell.batch(rows=8), seed=seed, reached=found, members=members)
+    return Template(started(cell.part, base, cell.batch(rows=8), seed=seed, reached=found, members=members))
 
 
 def started(part: Part, base: nn.Module, batch: dict[str, Any], **options: Any) -> Adaptation:
@@ -235,24 +233,31 @@ def started(part: Part, base: nn.Module, batch: dict[str, Any], **options: Any) 
 
 
 @cache
-def _begun(cell: Cell, seed: int) -> Adaptation:
+def _begun(cell: Cell, seed: int) -> Template:
     """As the first phase of its plan leaves it before its first step: plans may choose there what trains."""
-    made = copy.deepcopy(_fresh(cell, seed))
+    made = _fresh(cell, seed).copy()
     if cell.part.phases()[0].enter is not None:
         model = Adapted(cell.base())
         model.attach("main", made)
         with own_randomness(seed):
             cell.run(model, seed).enter()
         model.detach()
-    return made.requires_grad_(False) if not made.trainable() else _free(made)
-
-
-def _free(made: Adaptation) -> Adaptation:
-    """What trains asks for gradients, as in a run."""
     made.requires_grad_(False)
-    for p in made.trainable().values():
+    for p in made.trainable().values():  # asks for gradients, as in a run
         p.requires_grad_(True)
-    return made
+    return Template(made)
+
+
+@cache
+def _shaken(cell: Cell, seed: int, amount: float) -> Template:
+    base, first = cell.base(), cell.new(cell.base(), seed)
+    while beyond_measure(made := bed.shaken(cell.new(base, seed), amount, seed + 2), base):
+        amount /= 2
+    kept = first.trainable()
+    for name, p in made.trainable().items():
+        if name.endswith(GATES):
+            p.data.copy_(kept[name])
+    return Template(made)
 
 
 def all_cells() -> list[Cell]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
 from luthier.errors import LuthierError
@@ -15,8 +17,8 @@ from tests.conformance.table import reason_of, stored
 CELLS = all_cells()
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=str)
 @pytest.mark.parametrize("named", PROPERTIES.values(), ids=list(PROPERTIES))
+@pytest.mark.parametrize("cell", CELLS, ids=str)  # one cell after the other: what is made for it once is near
 def test_conformance(named: Property, cell: Cell) -> None:
     reason = reason_of(cell, named.needs)
     if reason is None:
@@ -25,6 +27,7 @@ def test_conformance(named: Property, cell: Cell) -> None:
         asking_raises(cell, named.needs, reason)
 
 
+@cache  # one question for all properties with these needs
 def asking_raises(cell: Cell, needs: Ability, reason: Reason) -> None:
     """What does not apply is refused, by an error of that reason which says so, and leaves no trace."""
     model = Adapted(cell.base())

@@ -126,7 +126,7 @@ def test_what_cannot_be_a_member_is_refused(minilm, departments):
 def test_the_commands_fuse_adapters_and_show_their_weights(tmp_path, capsys):
     common = [
         "--model",
-        "builtin:minilm",
+        "builtin:bert",
         "--data",
         "builtin:departments",
         "--limit",
