@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.errors import DataError, FileFormatError, OptionError
+from luthier.errors import DataError, FileFormatError, OptionError, RunError
 from luthier.papers import digest, results
 from luthier.papers.catalogue import deliveries, row
 from luthier.papers.check import Check, check, ids
-from luthier.papers.checking import Run, measure
+from luthier.papers.checking import Run, explored, measure
 from luthier.papers.claims import AtLeast, AtMost, Beats, Equals, WithinError, interval
 
 FIGURES = st.lists(st.floats(-1, 1), min_size=1, max_size=6)
@@ -290,8 +290,8 @@ def test_losses_are_means_of_the_last_steps_at_each_arms_best_rate(monkeypatch: 
         return [
             {"loss": 9.0},
             {"validation": {"loss": 7.0}},
-            {"loss": rate + seed},
-            {"loss": rate + seed + 2},
+            {"loss": rate + 4 / rate + seed},
+            {"loss": rate + 4 / rate + seed + 2},
         ]
 
     monkeypatch.setattr(Run, "_log", log)
@@ -300,9 +300,33 @@ def test_losses_are_means_of_the_last_steps_at_each_arms_best_rate(monkeypatch: 
     )
     run = Run(made, _allowed=("c",))
     arms = {name: SimpleNamespace(rate=rate) for name, rate in (("a", 1.0), ("b", 3.0))}
-    found = run.losses("c", None, None, arms, seeds=(0, 1), rates=(2.0, 1.0), last=2)
-    assert found == {"a": {0: 2.0, 1: 3.0}, "b": {0: 4.0, 1: 5.0}}
+    found = run.losses("c", None, None, arms, seeds=(0, 1), rates=(2.0, 1.0, 4.0), last=2)
+    low = 1 + 1.5 + 4 / 1.5  # at half of 3.0, beyond the rates that were asked for
+    assert found == {"a": {0: 5.0, 1: 6.0}, "b": {0: low, 1: low + 1}}
     assert [(r.arm, r.seed, r.value, r.about["rate"]) for r in run.records] == [
-        ("a", 0, 2.0, 1.0), ("a", 1, 3.0, 1.0), ("b", 0, 4.0, 3.0), ("b", 1, 5.0, 3.0),
+        ("a", 0, 5.0, 2.0), ("a", 1, 6.0, 2.0), ("b", 0, low, 1.5), ("b", 1, low + 1, 1.5),
     ]  # fmt: skip
-    assert len(run.trials) == 4
+    assert len(run.trials) == 3 + 5
+
+
+def test_rates_are_tried_beyond_an_end_while_that_is_best() -> None:
+    def tried(peak: float, fails: float = math.inf) -> tuple[float, list[float]]:
+        seen = []
+
+        def score(factor: float) -> float:
+            seen.append(factor)
+            if factor > fails:
+                raise RunError("the loss is not finite")
+            return -abs(math.log(factor / peak))
+
+        return explored((0.5, 1.0, 2.0), score), seen
+
+    assert tried(1.0) == (1.0, [0.5, 1.0, 2.0])
+    assert tried(4.0) == (4.0, [0.5, 1.0, 2.0, 4.0, 8.0])
+    assert tried(100.0) == (8.0, [0.5, 1.0, 2.0, 4.0, 8.0])
+    assert tried(0.25) == (0.25, [0.5, 1.0, 2.0, 0.25, 0.125])
+    assert tried(100.0, fails=3.0) == (2.0, [0.5, 1.0, 2.0, 4.0])
+    assert explored((1.0,), lambda factor: 0.0) == 1.0
+    assert explored((1 / 3, 1.0, 3.0), lambda factor: 0.5) == 1.0  # of equals the method's own
+    with pytest.raises(RunError):
+        tried(1.0, fails=1.5)  # among those asked for, a failure is one

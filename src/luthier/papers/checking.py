@@ -14,14 +14,39 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import DataError, OptionError
+from luthier.errors import DataError, OptionError, RunError
 from luthier.papers.check import Check, Measure
 from luthier.papers.results import FORMAT, Record, Result, Stored, fingerprint
 
 RATES = (1 / 3, 1.0, 3.0)
 """Multiples of a method's own learning rate that each arm tries, unless a check says otherwise."""
+FURTHER = 2
+"""How many more an arm may try while its best one is at an end of those."""
 SHARED = "LUTHIER_SHARED_DATA"
 """Names the folder of real data sets that some checks measure on; they are not shipped."""
+
+
+def explored(rates: Sequence[float], score: Callable[[float], float]) -> float:
+    """The factor with the highest score; of equals the one nearest to 1.
+
+    While it is at an end, up to FURTHER more are tried beyond it, in steps as wide as the last. A fit that fails there, its loss no
+    longer finite, is worse than any.
+    """
+    found = {factor: score(factor) for factor in rates}
+
+    def best() -> float:
+        return max(found, key=lambda f: (found[f], -abs(math.log(f))))
+
+    for _ in range(FURTHER if len(found) > 1 else 0):
+        tried = sorted(found)
+        if best() not in (tried[0], tried[-1]):
+            break
+        end, beside = (tried[0], tried[1]) if best() == tried[0] else (tried[-1], tried[-2])
+        try:
+            found[end * end / beside] = score(end * end / beside)
+        except RunError:
+            break
+    return best()
 
 
 @dataclass
@@ -106,8 +131,8 @@ class Run:
         """Record the test score of every arm at every seed, each at its own best rate.
 
         arms: name -> a method, or (method, settings of its own), or a function of the seed for a control that has no
-        learning rate. Each method tries `rates` times its own rate with the first seed, the best on validation is kept, and
-        the test rows are scored once per seed. settings go to `luthier.train.fit`. With several claims the same figures are
+        learning rate. Each method tries `rates` times its own rate with the first seed (`explored`), the best on validation is
+        kept, and the test rows are scored once per seed. settings go to `luthier.train.fit`. With several claims the same figures are
         recorded for each. Returns {arm: {seed: score}}.
         """
         claims = [claim] if isinstance(claim, str) else list(claim)
@@ -181,7 +206,7 @@ class Run:
     ) -> dict[str, dict[int, float]]:
         """Record the training loss of every arm at every seed, the mean of a fit's last steps, each at its own best rate.
 
-        The rate is the one of `rates` times the method's own whose loss is lowest at the first seed.
+        The rate is the one of `rates` times the method's own whose loss is lowest at the first seed (`explored`).
         """
         found: dict[str, dict[int, float]] = {}
         for name, method in arms.items():
@@ -196,12 +221,15 @@ class Run:
 
                 return float(self.once([claim, name, "loss", factor, seed], go))
 
-            tried = {factor: loss(factor, seeds[0]) for factor in rates}
-            self.trials += [
-                {"claim": claim, "arm": name, "rate": float(method.rate) * f, "seed": seeds[0], "loss": v}
-                for f, v in tried.items()
-            ]
-            best = min(tried, key=lambda f: (tried[f], abs(math.log(f))))
+            def low(factor: float, name: str = name, method: Any = method, loss: Any = loss) -> float:
+                value = loss(factor, seeds[0])
+                rate = float(method.rate) * factor
+                self.trials.append(
+                    {"claim": claim, "arm": name, "rate": rate, "seed": seeds[0], "loss": value}
+                )
+                return -value
+
+            best = explored(rates, low)
             found[name] = {s: loss(best, s) for s in seeds}
             for s, value in found[name].items():
                 self.say(f"{self.check.id} {claim}: {name}, seed {s}: loss {value:.4f}")
@@ -248,11 +276,11 @@ class _Arm:
     _fitted: dict[tuple[float, int], Any] = field(default_factory=dict)
 
     def best(self, rates: Sequence[float], seed: int) -> float:
-        """The factor whose fit is best on validation; of equals the one nearest to the method's own rate."""
-        found: dict[float, float] = {}
-        for factor in rates:
+        """The factor whose fit is best on validation (`explored`)."""
+
+        def validated(factor: float) -> float:
             key = [self.claim, self.name, "validation", factor, seed]
-            found[factor] = score = self.run.once(key, partial(self._validation, factor, seed))
+            score = float(self.run.once(key, partial(self._validation, factor, seed)))
             rate = float(self.method.rate) * factor
             self.run.say(
                 f"{self.run.check.id} {self.claim}: {self.name} at rate {rate:.2g}: validation {score:.4f}"
@@ -260,7 +288,9 @@ class _Arm:
             self.run.trials.append(
                 {"claim": self.claim, "arm": self.name, "rate": rate, "seed": seed, "validation": score}
             )
-        best = max(found, key=lambda f: (found[f], -abs(math.log(f))))
+            return score
+
+        best = explored(rates, validated)
         self._fitted = {k: v for k, v in self._fitted.items() if k[0] == best}
         return best
 
