@@ -146,9 +146,9 @@ class Run:
             else:
                 method, own = arm if isinstance(arm, tuple) else (arm, {})
                 tuned = _Arm(self, claims[0], name, model, data, method, metric, {**settings, **own})
-                factor = tuned.best(rates, seeds[0])
-                found[name] = {s: tuned.test(factor, s) for s in seeds}
-                abouts = {"rate": float(method.rate) * factor}
+                rate = tuned.best(rates, seeds[0])
+                found[name] = {s: tuned.test(rate, s) for s in seeds}
+                abouts = {"rate": rate}
             for s, score in found[name].items():
                 self.say(f"{self.check.id} {claims[0]}: {name}, seed {s}: {metric} {score:.4f}")
                 for c in claims:
@@ -170,7 +170,33 @@ class Run:
     ) -> float:
         """The learning rate of `rates` times the method's own that is best on validation; every trial is stored."""
         tuned = _Arm(self, claim, name, model, data, method, metric or data.task.metric, settings)
-        return float(method.rate) * tuned.best(rates, seed)
+        return tuned.best(rates, seed)
+
+    def best_of(
+        self,
+        claim: str,
+        arm: str,
+        score: Callable[[float], float],
+        rate: float,
+        *,
+        rates: Sequence[float] = RATES,
+        seed: int = 0,
+        lowest: bool = False,
+        called: str = "validation",
+    ) -> float:
+        """The learning rate with the highest `score(learning rate)` of `rates` times `rate` (`explored`); every trial is kept and stored.
+
+        lowest: the score is a loss. called: what the trials call it.
+        """
+
+        def tried(factor: float) -> float:
+            at = rate * factor
+            found = float(self.once([claim, arm, called, factor, seed], partial(score, at)))
+            self.say(f"{self.check.id} {claim}: {arm} at rate {at:.2g}: {called} {found:.4f}")
+            self.trials.append({"claim": claim, "arm": arm, "rate": at, "seed": seed, called: found})
+            return -found if lowest else found
+
+        return rate * explored(rates, tried)
 
     def curve(
         self,
@@ -211,29 +237,28 @@ class Run:
         found: dict[str, dict[int, float]] = {}
         for name, method in arms.items():
 
-            def loss(factor: float, seed: int, name: str = name, method: Any = method) -> float:
+            def loss(rate: float, seed: int = seeds[0], name: str = name, method: Any = method) -> float:
                 def go() -> float:
-                    lines = self._log(
-                        model, data, method, seed=seed, rate=float(method.rate) * factor, **settings
-                    )
+                    lines = self._log(model, data, method, seed=seed, rate=rate, **settings)
                     values = [line["loss"] for line in lines if "loss" in line]
                     return float(sum(values[-last:]) / len(values[-last:]))
 
-                return float(self.once([claim, name, "loss", factor, seed], go))
+                return float(self.once([claim, name, "loss of a fit", rate, seed], go))
 
-            def low(factor: float, name: str = name, method: Any = method, loss: Any = loss) -> float:
-                value = loss(factor, seeds[0])
-                rate = float(method.rate) * factor
-                self.trials.append(
-                    {"claim": claim, "arm": name, "rate": rate, "seed": seeds[0], "loss": value}
-                )
-                return -value
-
-            best = explored(rates, low)
+            best = self.best_of(
+                claim,
+                name,
+                loss,
+                float(method.rate),
+                rates=rates,
+                seed=seeds[0],
+                lowest=True,
+                called="loss",
+            )
             found[name] = {s: loss(best, s) for s in seeds}
             for s, value in found[name].items():
                 self.say(f"{self.check.id} {claim}: {name}, seed {s}: loss {value:.4f}")
-                self.record(claim, value, arm=name, seed=s, rate=float(method.rate) * best)
+                self.record(claim, value, arm=name, seed=s, rate=best)
         return found
 
     def _log(self, model: Any, data: Any, method: Any, **settings: Any) -> list[dict[str, Any]]:
@@ -276,44 +301,33 @@ class _Arm:
     _fitted: dict[tuple[float, int], Any] = field(default_factory=dict)
 
     def best(self, rates: Sequence[float], seed: int) -> float:
-        """The factor whose fit is best on validation (`explored`)."""
+        """The rate whose fit is best on validation."""
 
-        def validated(factor: float) -> float:
-            key = [self.claim, self.name, "validation", factor, seed]
-            score = float(self.run.once(key, partial(self._validation, factor, seed)))
-            rate = float(self.method.rate) * factor
-            self.run.say(
-                f"{self.run.check.id} {self.claim}: {self.name} at rate {rate:.2g}: validation {score:.4f}"
-            )
-            self.run.trials.append(
-                {"claim": self.claim, "arm": self.name, "rate": rate, "seed": seed, "validation": score}
-            )
-            return score
+        def validated(rate: float) -> float:
+            return float(self._fit(rate, seed).score(self.data.validation)[self.metric])
 
-        best = explored(rates, validated)
+        own = float(self.method.rate)
+        best = self.run.best_of(self.claim, self.name, validated, own, rates=rates, seed=seed)
         self._fitted = {k: v for k, v in self._fitted.items() if k[0] == best}
         return best
 
-    def test(self, factor: float, seed: int) -> float:
+    def test(self, rate: float, seed: int) -> float:
         return float(
-            self.run.once([self.claim, self.name, "test", factor, seed], lambda: self._test(factor, seed))
+            self.run.once([self.claim, self.name, "test", rate, seed], lambda: self._test(rate, seed))
         )
 
-    def _validation(self, factor: float, seed: int) -> float:
-        return float(self._fit(factor, seed).score(self.data.validation)[self.metric])
-
-    def _test(self, factor: float, seed: int) -> float:
-        fitted = self._fit(factor, seed)
-        self._fitted.pop((factor, seed), None)
+    def _test(self, rate: float, seed: int) -> float:
+        fitted = self._fit(rate, seed)
+        self._fitted.pop((rate, seed), None)
         return float(fitted.score(self.data.test)[self.metric])
 
-    def _fit(self, factor: float, seed: int) -> Any:
-        if (factor, seed) not in self._fitted:
-            rate = None if factor == 1.0 else float(self.method.rate) * factor
-            self._fitted[factor, seed] = self.run.fit(
-                self.model, self.data, self.method, seed=seed, rate=rate, **self.settings
+    def _fit(self, rate: float, seed: int) -> Any:
+        if (rate, seed) not in self._fitted:
+            of = None if rate == float(self.method.rate) else rate
+            self._fitted[rate, seed] = self.run.fit(
+                self.model, self.data, self.method, seed=seed, rate=of, **self.settings
             )
-        return self._fitted[factor, seed]
+        return self._fitted[rate, seed]
 
 
 def measure(

@@ -128,11 +128,11 @@ def full_rank_teacher(run: Any) -> None:
         "lora": lt.methods.LoRA(rank=RANK, targets="0"),
     }
     for name, method in arms.items():
-        tried = {r: run.once([name, r, "tried"], lambda m=method, r=r: learned(m, r, 100)) for r in RATES}
-        run.trials += [
-            {"claim": "loss", "arm": name, "rate": r, "seed": 100, "loss": v} for r, v in tried.items()
-        ]
-        rate = min(tried, key=lambda r: tried[r])
+
+        def tried(rate: float, method: Any = method) -> float:
+            return learned(method, rate, 100)
+
+        rate = run.best_of("loss", name, tried, 1.0, rates=RATES, seed=100, lowest=True, called="loss")
         for seed in range(3):
             value = run.once([name, rate, seed], lambda m=method, r=rate, s=seed: learned(m, r, s))
             run.say(f"S097: {name} at rate {rate:.2g}, seed {seed}: loss {value:.4f}")

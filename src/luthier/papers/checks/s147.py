@@ -9,7 +9,6 @@ from luthier.papers.check import Check
 from luthier.papers.claims import AtLeast, AtMost, Beats, Equals
 
 NUMBERS, SIZE, STEPS, BATCHES = 12_288, 4, 150, 8
-RATES = (1 / 3, 1.0, 3.0)
 SEEDS = range(3)
 FIXED = "*attention.query | *attention.value"
 
@@ -146,16 +145,11 @@ def accuracy(run: Any, method: Any, rate: float, seed: int, split: str) -> float
 @CHECK.measures("fixed", "random")
 def images(run: Any) -> None:
     for name, method in arms(run.model("vit")).items():
-        tried = {}
-        for factor in RATES:
-            rate = (2e-3 if name == "lora" else 1e-3) * factor
-            tried[rate] = run.once(
-                [name, rate, "validation"], partial(accuracy, run, method, rate, 0, "validation")
-            )
-            run.trials.append(
-                {"claim": "fixed", "arm": name, "rate": rate, "seed": 0, "validation": tried[rate]}
-            )
-        rate = max(tried, key=lambda r: tried[r])
+
+        def validated(rate: float, method: Any = method) -> float:
+            return accuracy(run, method, rate, 0, "validation")
+
+        rate = run.best_of("fixed", name, validated, method.rate)
         for seed in SEEDS:
             got = run.once([name, rate, seed], partial(accuracy, run, method, rate, seed, "test"))
             run.say(f"S147: {name}, seed {seed}: {got:.4f}")

@@ -246,13 +246,11 @@ def thin_lesions(run: Any) -> None:
 
     found: dict[str, list[float]] = {}
     for name, (method, rates) in arms.items():
-        tried = {}
-        for factor in rates:
-            rate = float(method.rate) * factor
-            tried[rate] = run.once([name, rate, "validation"], partial(score, method, rate, 0, True))
-            trial = {"claim": "full", "arm": name, "rate": rate, "seed": 0, "validation": tried[rate]}
-            run.trials.append(trial)
-        rate = max(tried, key=lambda r: tried[r])
+
+        def chosen(rate: float, method: Any = method) -> float:
+            return score(method, rate, 0, True)
+
+        rate = run.best_of("full", name, chosen, float(method.rate), rates=rates)
         found[name] = [
             run.once([name, rate, fold], partial(score, method, rate, fold, False)) for fold in range(FOLDS)
         ]

@@ -139,6 +139,11 @@ def beside_lora(run: Any) -> None:
             )
             return float(curve[-1][1]["loss"])
 
-        rate = min((method.rate * factor for factor in RATES), key=lambda r: after(r, TUNING_SEED))
+        def tried(rate: float, after: Any = after) -> float:
+            return float(after(rate, TUNING_SEED))
+
+        rate = run.best_of(
+            "loss", name, tried, method.rate, rates=RATES, seed=TUNING_SEED, lowest=True, called="loss"
+        )
         for seed in SEEDS:
             run.record("loss", -after(rate, seed), arm=name, seed=seed, rate=rate)
