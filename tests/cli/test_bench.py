@@ -122,4 +122,7 @@ def test_every_file_runs(name, tmp_path, monkeypatch, capsys):
     assert bench.read(tmp_path / f"{name}.json") == result["figures"]
     assert len({f["name"] for f in result["figures"]}) == len(result["figures"]) > 0
     if name in ("saved_activations", "merge_cycles"):  # these do not depend on the machine
-        assert all(f["holds"] for f in result["figures"])
+        small = [
+            f for f in result["figures"] if not f["name"].startswith("saved by")
+        ]  # others' are on the width
+        assert small and all(f["holds"] for f in small)
