@@ -1,27 +1,30 @@
-"""One training step of every change of weights that peft has too, in turns with peft: same base, sites, numbers, head and optimiser.
+"""One training step of every change of weights that peft has too, in turns with peft: same base, sites, numbers, head and optimiser; and
+the bytes of its file over those of what it trains.
 
 python bench/weights.py [--threads 2] [--only dora]    MiniLM, 32 rows of 64 tokens
 
 All linear layers of attention and feed-forward, both bases in evaluation mode; LoRA stands beside them for comparison. Each side draws its
 own bases and positions, as many and of the same sizes. peft's OFT makes its rotations by a truncated series unless it is told to invert; both
 are measured. Without its CUDA extension peft's BOFT has one factor, and so have both sides here; it trains whole blocks and a scale of each
-output beside what counts here. The last figure is the median of the others' ratios.
+output beside what counts here. The median of the steps' ratios is a figure too.
 """
 
 from __future__ import annotations
 
 import copy
 import statistics
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import timing
 from training_step import LINEAR, batch_of, ours, peer
 
 MODULES = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
-WORST, MEDIAN = 1.05, 0.90
+WORST, MEDIAN, FILE = 1.05, 0.90, 1.05
 
 
 class Case(NamedTuple):
@@ -57,29 +60,54 @@ def cases() -> list[Case]:
     ]  # fmt: skip
 
 
+def file_sizes(base: Any, case: Case) -> tuple[float, float]:
+    """Bytes of the tensors' file over those of the trained numbers, here and there."""
+    from peft import get_peft_model
+
+    from luthier.host import Adaptation
+    from luthier.host.files import save
+
+    made = Adaptation.new(case.method, base)
+    model = get_peft_model(copy.deepcopy(base), case.config())
+    theirs = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    with tempfile.TemporaryDirectory() as folder:
+        save(made, Path(folder, "here"), "0" * 64)
+        model.save_pretrained(str(Path(folder, "there")))
+        here, there = (
+            sum(f.stat().st_size for f in Path(folder, side).rglob("*.safetensors")) / 4 for side in ("here", "there")
+        )  # fmt: skip
+    return here / made.counts()["method"], there / theirs
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     given = timing.arguments(__doc__, argv, only={"help": "only figures whose name contains this"})
     import luthier as lt
 
     rows, tokens, pairs = (2, 8, 1) if given.smoke else (32, 64, given.pairs or 12)
-    base, batch, figures = lt.load("builtin:minilm", device="cpu").base, batch_of(rows, tokens), []
+    base, batch = lt.load("builtin:minilm", device="cpu").base, batch_of(rows, tokens)
+    figures: list[Any] = []
+    files: list[Any] = []
     for case in cases():
         if given.only and given.only not in case.name:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that peft has no CUDA extension for BOFT
             theirs, peer_count = peer(copy.deepcopy(base), case.config(), batch)
+            sizes = file_sizes(base, case)
         mine, count = ours(copy.deepcopy(base), case.method, batch)
         if case.alike:
             assert count == peer_count, f"{case.name}: {count} trained numbers here, {peer_count} there"
         runs = timing.in_turns(mine, theirs, pairs, 1)
         figures.append(timing.beside(f"step, {case.name}", runs, WORST, timing.peft_version()))
-    if len(figures) > 1:
-        figures.append(
+        files.append(
             timing.figure(
-                "step, median of these ratios", statistics.median(f["ratio"] for f in figures), MEDIAN, "times"
+                f"file, {case.name}", sizes[0], FILE, "times the trained bytes", peer=sizes[1], peer_version=timing.peft_version()
             )
         )  # fmt: skip
+    if len(figures) > 1:
+        median = statistics.median(f["ratio"] for f in figures)
+        figures.append(timing.figure("step, median of these ratios", median, MEDIAN, "times"))
+    figures += files
     return timing.write("weights", figures, given)
 
 
