@@ -257,10 +257,12 @@ def test_no_row_says_works_without_a_stored_holding_and_fresh_result() -> None:
         if delivery.status == "works":
             assert found is not None, f"{id} says works and has no stored result: luthier check {id} --store"
             assert found.holds, f"{id} says works and its check does not hold: {found.figure}"
+            assert found.check.whole, f"{id} says works and its check measures a part of its statement only"
         if found is not None:
             assert delivery.check == id, f"{id} has a stored result that status.json does not name"
             assert found.fresh, f"{id}: code changed since it was measured. Run: luthier check {id} --store"
-            assert delivery.status == ("works" if found.holds else "partial"), f"{id}: {found.figure}"
+            works = found.holds and found.check.whole
+            assert delivery.status == ("works" if works else "partial"), f"{id}: {found.figure}"
 
 
 def test_a_random_few_of_the_cheap_figures_are_measured_again() -> None:

@@ -42,7 +42,8 @@ class Check:
     covers: modules whose code the figures hang on, and testbeds (testbed:NAME); their digest, with this file's, says whether a
     stored result is fresh.
     against: the baselines and controls, in words. data: what is measured on, in words. notes: what differs from the
-    statement in the catalogue, and what a reader must know of the figures.
+    statement in the catalogue, and what a reader must know of the figures. whole: False where a part of that statement is not measured,
+    which the notes name: the row is then partial even if all that is measured holds.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Check:
     minutes: float
     """On two cores, about."""
     notes: str = ""
+    whole: bool = True
     measured: list[Measure] = field(default_factory=list)
 
     def measures(
