@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.compare.arms import parse_arm, parse_arms, safe_name, split_methods
-from luthier.compare.grid import FACTORS, choose, factors, rate_for
+from luthier.compare.grid import FACTORS, at_end, choose, factors, parse, rate_for
 from luthier.errors import OptionError
 
 
@@ -92,4 +92,21 @@ def test_texts_are_chosen_by_their_loss():
 def test_the_default_rate_is_left_to_the_method():
     method = fake_results.TPrompt()
     assert rate_for(method, 1.0) is None and rate_for(method, 3.0) == pytest.approx(0.09)
-    assert factors(False) == (1.0,)
+    assert factors(parse(False)) == (1.0,)
+    assert factors(parse(True)) == FACTORS
+    assert parse("3,0.1, 1") == parse([1, 3, 0.1]) == (0.1, 1.0, 3.0)
+
+
+@pytest.mark.parametrize("grid", ["", "1", "1,1", "0,1", "-1,1", "a,b", "1,inf", [2], [None, 1]])
+def test_a_grid_that_is_none_is_refused(grid):
+    with pytest.raises(OptionError, match="multiples"):
+        parse(grid)
+
+
+def test_the_end_of_a_grid_is_named():
+    def arm(*chosen):
+        return {"trials": [{"factor": f, "chosen": c} for f, c in zip((3.0, 1.0, 0.3), chosen)]}
+
+    assert at_end(arm(True, False, False)) == "highest" and at_end(arm(False, False, True)) == "lowest"
+    assert not at_end(arm(False, True, False)) and not at_end({"trials": []})
+    assert not at_end({"trials": [{"strength": 1.0}, {"strength": 2.0, "chosen": True}]})

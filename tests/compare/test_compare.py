@@ -117,6 +117,7 @@ def test_a_finished_comparison_is_not_run_again(data, tmp_path):
     [
         ({"seeds": 3}, "seeds"),
         ({"grid": False}, "grid"),
+        ({"grid": "0.1,1"}, "grid"),
         ({"budget": "params=3%,epochs=3"}, "budget.params_share"),
         ({"batch_size": 8}, "batch_size"),
         ({"methods": ("t-lora:rank=2",)}, "methods"),

@@ -98,3 +98,11 @@ def test_the_verdict_says_what_the_test_cannot(many):
     said = verdict(many.results)
     assert "t-lora" in said and "cannot tell it from" in said
     assert verdict({**many.results, "arms": []}) == "No arm has finished yet."
+
+
+def test_the_verdict_names_rates_at_the_end_of_the_grid(many):
+    arms = [dict(a) for a in many.results["arms"]]
+    tried = [{"factor": f, "chosen": f == 3.0} for f in (1.0, 3.0)]
+    arms[-1]["trials"] = tried
+    said = verdict({**many.results, "arms": arms})
+    assert said.startswith(verdict(many.results)) and f"{arms[-1]['label']} (highest)." in said

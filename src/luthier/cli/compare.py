@@ -44,6 +44,12 @@ def compare(
             "--grid/--no-grid", help="Try three learning rates for every method, chosen on validation."
         ),
     ] = True,
+    factors: Annotated[
+        str | None,
+        typer.Option(
+            "--factors", help="Try these multiples of every method's own rate instead: 0.1,0.3,1,3,10."
+        ),
+    ] = None,
     input: options.Input = None,
     label: options.Label = None,
     attribute: options.Attribute = None,
@@ -93,6 +99,7 @@ def compare(
     """
     from luthier.compare.arms import parse_arms
     from luthier.compare.budget import Budget
+    from luthier.compare.grid import parse
     from luthier.errors import OptionError
 
     wanted = Budget.parse(budget)  # mistakes in the command are named before anything is loaded
@@ -103,6 +110,9 @@ def compare(
     if epochs == 0:
         raise OptionError("--epochs 0 trains nothing. Give a number above 0.")
     parse_arms(methods)
+    if factors is not None and not grid:
+        raise OptionError("--factors and --no-grid are both given. Keep one.")
+    tried = parse(grid if factors is None else factors)
 
     from luthier.compare.compare import compare
     from luthier.data.load import load_data
@@ -127,7 +137,8 @@ def compare(
     if train_rows is not None:
         rows = rows.limit(train=train_rows)
     made = compare(
-        load(model, device=device, dtype=dtype), rows, methods, budget=wanted, sized=sized, seeds=seeds, grid=grid,
+        load(model, device=device, dtype=dtype), rows, methods, budget=wanted, sized=sized, seeds=seeds,
+        grid=tried or False,
         out=out, seed=seed,
         progress=not quiet, workers=workers, ray=ray, **_given(epochs=epochs, batch_size=batch_size),
     )  # fmt: skip

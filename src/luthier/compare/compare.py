@@ -8,7 +8,7 @@ predicted once per run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from luthier.compare.arms import baseline_arms, parse_arms
 from luthier.compare.budget import Budget
 from luthier.compare.comparing import Comparing
 from luthier.compare.comparison import Comparison
+from luthier.compare.grid import parse
 from luthier.compare.narrate import Narrator
 from luthier.compare.orders import Work
 from luthier.compare.sized import sized_methods
@@ -32,7 +33,7 @@ def compare(
     budget: str | Budget = "",
     sized: bool = False,
     seeds: int | Iterable[int] = 1,
-    grid: bool = True,
+    grid: bool | Sequence[float] | str = True,
     out: str | Path | None = None,
     title: str | None = None,
     seed: int = 0,
@@ -50,9 +51,8 @@ def compare(
 
     methods: names with options ("lora", "lora:rank=4,alpha=8") or instances. sized: give every method the largest rank, width or
     length that the budget's params allow, instead of its own. seeds: how many (seed, seed + 1, ...) or which.
-    grid: try three learning rates per arm with the first seed, chosen on validation. out: a folder; the same
-    call continues
-    there after any interruption. settings: further arguments of `luthier.fit`, the same for every arm.
+    grid: try three learning rates per arm with the first seed, chosen on validation, or as many as it has multiples of a
+    method's own rate, "0.1,0.3,1,3,10"; False: its own alone. out: a folder; the same call continues there after any interruption. settings: further arguments of `luthier.fit`, the same for every arm.
     workers: so many processes on this machine, each with a copy of the model, take one run each at a time. ray: the same on a
     Ray cluster, "local" for one that is begun here, "auto" or an address for one that runs; `out` must be a folder that all its
     machines see. Results are those of one process; seconds and latencies are those of a machine that does several things at
@@ -75,7 +75,8 @@ def compare(
     chosen_seeds = _seeds(seeds, seed)
     if wanted.rows is not None:
         data = data.limit(train=wanted.rows)
-    _check_data(data, grid)
+    tried = parse(grid)
+    _check_data(data, bool(tried))
     if fit is None:
         from luthier.train.fit import fit as train
 
@@ -92,7 +93,7 @@ def compare(
         data,
         wanted,
         chosen_seeds,
-        grid,
+        tried,
         epochs,
         batch_size,
         settings,

@@ -41,7 +41,7 @@ class Comparing:
     data: Any
     budget: Budget
     seeds: list[int]
-    grid: bool
+    grid: tuple[float, ...]
     epochs: float
     batch_size: int
     settings: Mapping[str, Any]
@@ -109,7 +109,7 @@ class Comparing:
             "methods": {a.name: a.card() for a in arms if a.kind == "method"},
             "budget": self.budget.card(),
             "seeds": self.seeds,
-            "grid": self.grid,
+            "grid": list(self.grid),
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "further": dict(sorted(self.settings.items())),
@@ -142,7 +142,7 @@ class Comparing:
             "task": task.model_dump(mode="json"),
             "metric": task.metric,
             "labelled": TASTE if len(self.seeds) < 3 or not self.grid else "",
-            "grid": list(grid.factors(self.grid)) if self.grid else None,
+            "grid": list(self.grid) or None,
             "seeds": self.seeds,
             "settings": settings,
             "versions": versions(),

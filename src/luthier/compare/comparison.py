@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.compare.folder import read_json
+from luthier.compare.grid import at_end
 from luthier.errors import FileFormatError
 
 if TYPE_CHECKING:
@@ -90,10 +91,16 @@ def ranked(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def verdict(results: dict[str, Any]) -> str:
-    """Who won, with which uncertainty, in words. Holds labels as they are: escape before showing."""
+    """Who won, with which uncertainty, in words, and whose rate may not be its best. Holds labels as they are: escape before showing."""
     order = ranked(results)
     if not order:
         return "No arm has finished yet."
+    ends = [f"{a['label']} ({at_end(a)})" for a in order if at_end(a)]
+    wider = " A wider grid (--factors) may better what took the end of its rates: " if ends else ""
+    return _winner(results, order) + wider + ", ".join(ends) + ("." if ends else "")
+
+
+def _winner(results: dict[str, Any], order: list[dict[str, Any]]) -> str:
     first, metric = order[0], results["metric"].replace("_", " ")
     s = first["summary"]
     interval = f"(95% interval {s['low']:.3f} to {s['high']:.3f})"
