@@ -107,7 +107,7 @@ def test_what_cannot_be_probed_is_refused():
         probing(model, {}, replace(rows, test=None))
     with pytest.raises(ModelError, match="blocks"):
         probing(replace(model, preprocess=None), {}, rows)
-    alone = replace(rows, train=Split(["the", "a"], np.array([0, 1])))
+    alone = replace(rows, train=Split(["the", "a"], np.array([0, 0])))
     with pytest.raises(DataError, match="nothing to probe"):
         probing(model, {}, alone)
 

@@ -61,7 +61,7 @@ def probing(
     tuned: by name, an adaptation of `model` (or what fit returned) or a model of its own. data: a classification of texts; its
     training rows fit the probes, its test (else validation) rows test them, and its label is probed under the name `label` beside
     the kinds of lexemes; other data of texts are probed for those alone. layers: numbers of blocks, from 1; none: the last.
-    Raises OptionError, DataError or ModelError for what cannot be probed.
+    A property that is the same everywhere (plain words are all names) is left out. Raises OptionError, DataError or ModelError for what cannot be probed.
     """
     from luthier.models.testbeds.probes import ridge
 
@@ -97,7 +97,8 @@ def probing(
     found = []
     for layer in chosen:
         for name, which, y, at in wanted:
-            _check(name, y["train"], y["test"])
+            if len(np.unique(y["train"])) < 2 or not len(y["test"]):
+                continue
             accuracy = {
                 who: ridge(seen[who, "train"][layer][which][at["train"]], y["train"],
                            seen[who, "test"][layer][which][at["test"]], y["test"])
@@ -105,15 +106,11 @@ def probing(
             }  # fmt: skip
             often = float((y["test"] == np.bincount(y["train"]).argmax()).mean())
             found.append(Probed(name, layer, accuracy, often, len(y["train"]), len(y["test"])))
-    return found
-
-
-def _check(name: str, train: np.ndarray, test: np.ndarray) -> None:
-    if len(np.unique(train)) < 2 or not len(test):
+    if not found:
         raise DataError(
-            f"There is nothing to probe for {name}: {len(train)} values to fit on, {len(np.unique(train))} of them different, "
-            f"{len(test)} to test on. Give more rows."
+            f"{data.name}: there is nothing to probe, since all training texts are of one label and one kind of lexeme. Give more rows."
         )
+    return found
 
 
 def _blocks(model: Any) -> list[str]:
