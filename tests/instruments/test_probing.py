@@ -97,6 +97,15 @@ def test_another_model_is_probed_by_its_own_tokens():
     assert token.layer == 1 and 0 < token.accuracy["other"] <= 1
 
 
+@pytest.mark.parametrize("kind", ["decoder", "encoder-decoder"])
+def test_decoders_are_probed_and_of_encoder_decoders_the_encoder(kind):
+    found = probing(
+        bed.model(kind), {"other": bed.model(kind, seed=1)}, data(), layers=(2,), label="language"
+    )
+    assert [p.property for p in found] == [TOKEN, "language"]
+    assert all(p.accuracy["base"] > p.most_frequent for p in found)
+
+
 def test_what_cannot_be_probed_is_refused():
     model, rows = bed.model(), data()
     with pytest.raises(OptionError, match="1 to 2"):

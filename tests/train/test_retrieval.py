@@ -28,6 +28,7 @@ from luthier.train import checkpoint
 from luthier.train.batches import Batches, encode
 from luthier.train.fit import fit
 from luthier.train.fitted import load_fitted
+from luthier.train.pairs import check_batches
 
 TASK = Task(kind="retrieval", modality="text", input="query", label="code")
 PAIRED = dict(
@@ -182,6 +183,21 @@ def test_it_learns_saves_and_scores_by_hand(tmp_path):
     assert np.mean([1 / line["rank"] for line in lines]) == pytest.approx(by_hand, abs=1e-6)
 
 
+def test_it_goes_to_peft_and_back_merges_and_adds(tmp_path):
+    from luthier.convert import from_peft
+    from luthier.train.fitted import as_fitted
+
+    model, rows_ = bed.model(), data()
+    fitted = fit(model, rows_, LoRA(rank=2), rate=1e-2, **quick(steps=10))
+    assert any("embedding on mean pooling" in line for line in fitted.export(tmp_path / "peft"))
+    back = as_fitted(from_peft(tmp_path / "peft", model), model)
+    assert np.allclose(back.embed(rows_.test.inputs), fitted.embed(rows_.test.inputs), atol=1e-5)
+    assert (0.5 * fitted + 0.5 * fitted).score(rows_.test) == fitted.score(rows_.test)
+    batch = model.preprocess.collate(model.preprocess.encode(rows_.test.inputs))
+    merged = fitted.merge()(batch).logits.detach().numpy()
+    assert np.allclose(merged, fitted.embed(rows_.test.inputs), atol=1e-5)
+
+
 def test_a_killed_run_goes_on_bitwise(tmp_path, monkeypatch):
     whole = fit(bed.model(), data(), LoRA(rank=2), out=tmp_path / "whole", **quick(checkpoint_every=2))
     points = []
@@ -223,6 +239,9 @@ def test_what_cannot_be_trained_is_refused_before_training():
     ):
         with pytest.raises(OptionError, match=word):
             fit(model, data(), LoRA(rank=2), **quick(**options))
+    with pytest.raises(OptionError, match="one process"):
+        check_batches(TASK, 16, None, world=2)
+    check_batches(bed.data().task, 16, 4, world=2)  # other tasks' batches may be cut up
     with pytest.raises(ModelError, match="head"):
         fit(model, data(), LoRA(rank=2), head=LinearHead(width=32, pooling="none"), **quick())
     with pytest.raises(ModelError, match="no vector of a text"):

@@ -656,9 +656,10 @@ def _tuned(source: str, base: Any, device: str, dtype: str) -> Any:
     from dataclasses import replace
 
     from luthier.host.merge import merged_copy
+    from luthier.models.model import Model
 
     opened = _adaptation_or_model(source, base, device, dtype)
-    if hasattr(opened, "base"):
+    if isinstance(opened, Model):
         return opened
     made = merged_copy(base.base, opened, head=False)
     return replace(base, base=made, name=f"{base.name} with {source}", _fingerprint=None)

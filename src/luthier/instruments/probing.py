@@ -19,6 +19,7 @@ import torch
 
 from luthier.data.lexemes import KINDS, lexemes
 from luthier.errors import DataError, ModelError, OptionError
+from luthier.models.model import Model
 from luthier.models.words import WordRows, encode_spans
 
 TOKEN = "token"
@@ -61,7 +62,8 @@ def probing(
     tuned: by name, an adaptation of `model` (or what fit returned) or a model of its own. data: a classification of texts; its
     training rows fit the probes, its test (else validation) rows test them, and its label is probed under the name `label` beside
     the kinds of lexemes; other data of texts are probed for those alone. layers: numbers of blocks, from 1; none: the last.
-    A property that is the same everywhere (plain words are all names) is left out. Raises OptionError, DataError or ModelError for what cannot be probed.
+    A property that is the same everywhere (plain words are all names) is left out. Raises OptionError, DataError or ModelError for
+    what cannot be probed.
     """
     from luthier.models.testbeds.probes import ridge
 
@@ -135,7 +137,7 @@ def features(
     from luthier.host import Adapted
 
     adaptation = getattr(tuned, "adaptation", tuned)
-    if hasattr(adaptation, "preprocess") and hasattr(adaptation, "base"):
+    if isinstance(adaptation, Model):
         model, adaptation = adaptation, None
     paths = _blocks(model)
     if max(layers) > len(paths):
