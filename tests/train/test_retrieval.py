@@ -257,10 +257,6 @@ def test_what_names_no_document_is_refused():
             ask(["the cat"])
     with pytest.raises(DataError, match="no vectors"):
         replace(fitted, task=bed.data().task).embed(["the cat"])
-    from luthier.compare.compare import compare
-
-    with pytest.raises(OptionError, match="luthier eval"):
-        compare(bed.model(), data(), ["lora"])
 
 
 # -- data and the command line

@@ -146,10 +146,6 @@ def _seeds(seeds: int | Iterable[int], first: int) -> list[int]:
 
 
 def _check_data(data: Any, grid_on: bool) -> None:
-    if data.task.kind == "retrieval":
-        raise OptionError(
-            "compare has no baselines for retrieval yet: use `luthier fit` for each method, and `luthier eval`."
-        )
     if data.test is None or len(data.test) == 0:
         raise DataError(
             f"{data.name} has no test rows to compare on. Give --test, or a split with a test part."

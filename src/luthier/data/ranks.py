@@ -7,7 +7,7 @@ MRR = mean 1 / rank; recall@k = share of rows with rank <= k.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,11 +36,17 @@ def ranks(queries: np.ndarray, candidates: np.ndarray, own: np.ndarray) -> np.nd
     Raises DataError for vectors that are not finite."""
     if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):
         raise DataError("The vectors of some texts hold NaN or infinity: the model has diverged")
+    return ranks_by(lambda rows: queries[rows] @ candidates.T, own)
+
+
+def ranks_by(similar: Callable[[slice], np.ndarray], own: np.ndarray) -> np.ndarray:
+    """The same of any likeness: similar(rows) is (rows, candidates) for a slice of the queries."""
     found = []
-    for begin in range(0, len(queries), CHUNK):
-        similar = queries[begin : begin + CHUNK] @ candidates.T
-        mine = similar[np.arange(len(similar)), own[begin : begin + CHUNK]]
-        found.append((similar >= mine[:, None]).sum(1))
+    for begin in range(0, len(own), CHUNK):
+        rows = slice(begin, begin + CHUNK)
+        made = similar(rows)
+        mine = made[np.arange(len(made)), own[rows]]
+        found.append((made >= mine[:, None]).sum(1))
     return np.concatenate(found).astype(np.int64)
 
 
