@@ -103,8 +103,12 @@ def test_labels_are_padded_with_the_ids_on_either_side():
 
 
 def test_a_token_over_two_words_belongs_to_the_first():
-    assert first_tokens(("ab", "c", "d"), [(0, 0), (0, 1), (1, 4), (5, 6), (0, 0)]).tolist() == [1, -1, 3]
-    assert first_tokens(("ab", "c"), [(0, 2), (2, 4)]).tolist() == [0, 1], (
+    assert first_tokens([(0, 2), (3, 4), (5, 6)], [(0, 0), (0, 1), (1, 4), (5, 6), (0, 0)]).tolist() == [
+        1,
+        -1,
+        3,
+    ]
+    assert first_tokens([(0, 2), (3, 4)], [(0, 2), (2, 4)]).tolist() == [0, 1], (
         "a blank before the word is no word's"
     )
 

@@ -80,7 +80,7 @@ def fit(
         typer.Option(
             "--signal",
             help="auto: a linear head. For classification with a model that writes: choices ranks the labels as its answers, "
-            "t_few does with T-Few's losses. infoprompt adds InfoPrompt's terms to a soft prompt's loss. Options stand behind "
+            "t_few does with T-Few's losses. contrastive: of --kind retrieval ('contrastive temperature=0.1'). infoprompt adds InfoPrompt's terms to a soft prompt's loss. Options stand behind "
             "the name: 'infoprompt head=0 representation=0.5'.",
         ),
     ] = None,
@@ -189,4 +189,5 @@ def fit(
     controls = " --control LABEL" * len(fitted.task.attributes) + " --value NUMBER" * len(
         fitted.task.covariates
     )
-    note(f'Written to {out}. Try: luthier predict {out} --text "..."{controls}')
+    where = " --among FILE" if fitted.task.kind == "retrieval" else ""
+    note(f'Written to {out}. Try: luthier predict {out} --text "..."{where}{controls}')

@@ -584,17 +584,82 @@ def intruders(
         )
 
 
-def _tuned(source: str, base: Any, device: str, dtype: str) -> Any:
-    """The tuned model: a model, or the base with an adaptation merged into a copy of it."""
-    from dataclasses import replace
+@app.command("probing")
+def probing(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The pretrained model, named as --model.")],
+    tuned: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TUNED...",
+            help="What was tuned from it: models named alike, run folders, or adaptations' folders.",
+        ),
+    ],
+    data: options.Data,
+    layer: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--layer", min=1, help="Blocks whose features are probed; else the last. May be given again."
+        ),
+    ] = None,
+    input: options.Input = None,
+    label: options.Label = None,
+    limit: options.Limit = None,
+    seed: Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json: options.Json = False,
+) -> None:
+    """What tuning forgets: linear probes of frozen features, before and after, of kinds of lexemes and of the texts' label.
+
+    luthier instruments probing builtin:bert adapter/ full/ --data code.csv --input code --label language
+    """
+    from luthier.data.load import load_data
+    from luthier.instruments.probing import probing as probed
+    from luthier.models.load import load
+
+    if len(set(tuned)) < len(tuned):
+        raise OptionError("A tuned model is named twice: name each once.")
+    rows = load_data(data, seed=seed, **options.given(input=options.columns(input), label=label, limit=limit))
+    before = load(base, device=device, dtype=dtype)
+    opened = {name: _adaptation_or_model(name, before, device, dtype) for name in tuned}
+    parts = {"train": rows.train, "test": rows.test}
+    note(", ".join(f"{len(part)} {name} texts" for name, part in parts.items() if part is not None))
+    found = probed(before, opened, rows, layers=layer or (), label=rows.task.label, seed=seed)
+    if json:
+        as_json([one.card() for one in found])
+        return
+    head = ["layer", "property", "most frequent", "base", *(x for n in tuned for x in (n, "lost"))]
+    lines = [
+        [str(p.layer), p.property, figure(p.most_frequent), figure(p.accuracy["base"])]
+        + [x for n in tuned for x in (figure(p.accuracy[n]), figure(p.loss(n)))]
+        for p in found
+    ]
+    table(head, lines, numbers=[0, *range(2, len(head))])
+    note("accuracy of a linear probe fitted to each model; lost: what the base's has beyond it")
+
+
+def _adaptation_or_model(source: str, base: Any, device: str, dtype: str) -> Any:
+    """What was tuned: a model, or an adaptation of the base."""
     from pathlib import Path
 
     from luthier.adaptations import folder_of, load_adaptation
-    from luthier.host.merge import merged_copy
     from luthier.models.load import load
 
     if not Path(source).is_dir() or (Path(source) / "config.json").is_file():
         return load(source, device=device, dtype=dtype)
     opened = load_adaptation(folder_of(source), base)
-    made = merged_copy(base.base, getattr(opened, "adaptation", opened), head=False)
+    return getattr(opened, "adaptation", opened)
+
+
+def _tuned(source: str, base: Any, device: str, dtype: str) -> Any:
+    """The tuned model: a model, or the base with an adaptation merged into a copy of it."""
+    from dataclasses import replace
+
+    from luthier.host.merge import merged_copy
+    from luthier.models.model import Model
+
+    opened = _adaptation_or_model(source, base, device, dtype)
+    if isinstance(opened, Model):
+        return opened
+    made = merged_copy(base.base, opened, head=False)
     return replace(base, base=made, name=f"{base.name} with {source}", _fingerprint=None)

@@ -19,6 +19,7 @@ from luthier.cli import (
     meta,
     methods,
     mix,
+    multilingual,
     predict,
     prompts,
     search,
@@ -65,6 +66,7 @@ app.command("meta")(meta.meta)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("mix")(mix.mix)
+app.command("multilingual")(multilingual.multilingual)
 app.command("convert")(convert.convert)
 app.command("cut")(cut.cut)
 app.command("slim")(slim.slim)

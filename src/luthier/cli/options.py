@@ -46,7 +46,7 @@ Kind = Annotated[
     str | None,
     typer.Option(
         "--kind",
-        help="classification, multilabel, regression, text2text or tagging, when it cannot be guessed.",
+        help="classification, multilabel, regression, text2text, tagging or retrieval, when it cannot be guessed.",
     ),
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first rows.")]

@@ -11,6 +11,7 @@ import typer
 
 from luthier.cli import options
 from luthier.cli.adaptation import open_adaptation
+from luthier.cli.finding import findings, texts_among
 from luthier.cli.show import as_json, figure, note, plain, table
 from luthier.errors import DataError, OptionError
 
@@ -45,7 +46,19 @@ def predict(
             help="The number (covariate) that the adaptation is told with every row; again for a second one. Else --data's own columns.",
         ),
     ] = None,
-    top: Annotated[int | None, typer.Option("--top", min=1, help="Only the most probable labels.")] = None,
+    among: Annotated[
+        str | None,
+        typer.Option(
+            "--among",
+            help="Of retrieval: a file of the texts to search (lines, or a column text); else the texts that --data names.",
+        ),
+    ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            "--top", min=1, help="Only the most probable labels; of retrieval, the nearest texts [5]."
+        ),
+    ] = None,
     part: Annotated[str | None, typer.Option("--part", help="train, validation or test of --data.")] = None,
     model: options.Base = None,
     input: options.Input = None,
@@ -61,6 +74,8 @@ def predict(
     The rows are those of --data, the texts of --text, or the lines of standard input.
 
     luthier predict out/ --text "Not worth the money." --top 2
+
+    luthier predict search/ --text "sort by the second field" --among functions.txt
     """
     if out is not None and Path(out).suffix.lower() not in WRITERS:
         raise OptionError(f"--out {out}: predictions are written as .csv or .jsonl.")
@@ -69,6 +84,12 @@ def predict(
     # Read before the model is loaded: a missing text should not cost that wait.
     texts = None if data is not None else text or lines_of(sys.stdin)
     fitted = open_adaptation(directory, model, device, dtype)
+    retrieval = fitted.task.kind == "retrieval"
+    if among is not None and not retrieval:
+        raise OptionError(
+            f"--among is for retrieval, and this adaptation is for {fitted.task.kind}: leave it out."
+        )
+    known = texts_among(among, data, fitted.task.label) if retrieval else []
     from luthier.data.split import Split, controlled, covaried
 
     if data is not None:
@@ -94,7 +115,11 @@ def predict(
     if value:
         rows = covaried(rows, value)
     told = any(of is not None for of in (rows.attributes, rows.covariates, rows.histories))
-    records = predictions(fitted, rows if told else rows.inputs, top, **options.given(batch_size=batch_size))
+    shown, sized = rows if told else rows.inputs, options.given(batch_size=batch_size)
+    if retrieval:
+        records = findings(fitted, shown, known, top, **sized)
+    else:
+        records = predictions(fitted, shown, top, **sized)
     if out is not None:
         WRITERS[Path(out).suffix.lower()](Path(out), records)
         note(f"{len(records):,} predictions written to {out}")
@@ -186,7 +211,7 @@ def write_csv(path: Path, records: list[dict[str, Any]]) -> None:
         ]
         write_csv(path, ["row", "word", "input", "prediction", "probability"], words)
         return
-    names = list(dict.fromkeys(k for r in records for k in r if k != "probabilities"))
+    names = list(dict.fromkeys(k for r in records for k in r if k not in ("probabilities", "nearest")))
     labels = list(dict.fromkeys(k for r in records for k in sorted(r.get("probabilities", {}))))
     rows = (
         [_text(r.get(n)) for n in names] + [r.get("probabilities", {}).get(label) for label in labels]
@@ -210,10 +235,14 @@ def show(records: list[dict[str, Any]]) -> None:
         prediction = plain(
             figure(r["prediction"]) if isinstance(r["prediction"], float) else _text(r["prediction"]), 60
         )
-        rows.append([r["row"], text, prediction, "  ".join(f"{plain(k, 24)} {p:.3f}" for k, p in likeliest)])
-    table(
-        ["row", "input", "prediction", "probabilities"][: max(map(len, rows), default=4)], rows, numbers=[0]
-    )
+        said = (
+            [f"{r['similarity']:.3f}"]
+            if "similarity" in r
+            else [f"{plain(k, 24)} {p:.3f}" for k, p in likeliest]
+        )
+        rows.append([r["row"], text, prediction, "  ".join(said)])
+    last = "cosine" if records and "similarity" in records[0] else "probabilities"
+    table(["row", "input", "prediction", last][: max(map(len, rows), default=4)], rows, numbers=[0])
     if len(records) > SHOWN:
         note(f"The first {SHOWN} of {len(records):,} rows; --out FILE writes all.")
 

@@ -18,6 +18,7 @@ BASELINES = {
     "pixels": "Raw values + linear",
     "word": "Each word's most frequent tag",
     "probe": "Linear probe",
+    "frozen": "Frozen model",
 }
 """Every baseline by name, with its label; `luthier.compare.baselines` says which fit which data."""
 

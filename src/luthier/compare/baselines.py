@@ -1,5 +1,5 @@
 """Baselines that every leaderboard shows: majority, TF-IDF (or raw values) with a linear model, and a linear
-probe; those of tagging are in `luthier.compare.tagging`.
+probe; those of tagging are in `luthier.compare.tagging`, those of retrieval in `luthier.compare.retrieval`.
 
 Each is fitted on the training rows; the strength of regularisation is chosen on the validation rows, the test
 rows are only predicted.
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from luthier.compare.retrieval import RETRIEVAL, fit_retrieval
 from luthier.compare.tagging import TAGGING, fit_tagging
 from luthier.data.task import LOWER_IS_BETTER
 from luthier.errors import DataError, ModelError
@@ -29,7 +30,8 @@ Scores = Callable[[Any, Any, Any], dict[str, float]]
 
 @dataclass
 class Baseline:
-    """A fitted baseline. predict: inputs -> probabilities (rows, classes), values (rows,), texts, or for each row (words, tags)."""
+    """A fitted baseline. predict: inputs -> probabilities (rows, classes), values (rows,), texts, or for each row (words, tags); of
+    retrieval a split -> ranks (rows,)."""
 
     predict: Callable[[Any], Any]
     strength: float | None
@@ -43,6 +45,8 @@ def names_for(task: Any) -> tuple[str, ...]:
     """The baselines that fit a task: texts get TF-IDF, images and arrays raw values; no probe writes text."""
     if task.kind == "tagging":
         return TAGGING
+    if task.kind == "retrieval":
+        return RETRIEVAL
     second = "tfidf" if task.modality in ("text", "pair") else "pixels"
     return ("majority", second) if task.kind == "text2text" else ("majority", second, "probe")
 
@@ -57,6 +61,9 @@ def fit_baseline(
     if data.task.kind == "tagging":
         predict, strength, trials, parameters, size = fit_tagging(name, model, data, scores, batch_size, seed)
         fitted = Baseline(predict, strength, trials, parameters, size, 0.0)
+    elif data.task.kind == "retrieval":
+        ranked, size = fit_retrieval(name, model, data, batch_size)
+        fitted = Baseline(ranked, None, [], 0, size, 0.0)
     elif name == "majority":
         fitted = _majority(data)
     elif data.task.kind == "text2text":

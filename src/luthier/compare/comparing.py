@@ -239,7 +239,7 @@ class Comparing:
         made = baselines.fit_baseline(
             entry["name"], self.model, self.data, scores=self.scores, batch_size=self.batch_size, seed=seed
         )
-        row = self.data.test.inputs[:1]
+        row = evidence.asked(self.data.task, self.data.test.select([0]))
         made.predict(row)
         took = []
         for _ in range(LATENCIES):
@@ -390,7 +390,7 @@ class Comparing:
     ) -> None:
         """Predict the test rows, score them, and record the run."""
         task, test = self.data.task, self.data.test
-        outputs = evidence.predict(fitted, task, test.inputs)
+        outputs = evidence.predict(fitted, task, evidence.asked(task, test))
         path = f"predictions/{entry['name']}-{seed}.jsonl"
         evidence.save_predictions(self.folder / path, task, test, outputs)
         run = {
@@ -418,10 +418,14 @@ def pending(arm: Arm) -> dict[str, Any]:
 
 @dataclass
 class _Direct:
-    """A baseline's function with the two names of a fitted adaptation."""
+    """A baseline's function with the names of a fitted adaptation."""
 
     predict: Callable[[Any], Any]
 
     @property
     def predict_proba(self) -> Callable[[Any], Any]:
+        return self.predict
+
+    @property
+    def answers(self) -> Callable[[Any], Any]:
         return self.predict

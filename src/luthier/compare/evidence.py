@@ -19,8 +19,15 @@ LONGEST = 2000  # characters of a text that are kept to be shown
 PICTURES = 2000  # test images that are kept to be shown
 
 
+def asked(task: Any, split: Any) -> Any:
+    """What is predicted of rows: their inputs; of retrieval the rows, whose documents are the candidates."""
+    return split if task.kind == "retrieval" else split.inputs
+
+
 def predict(fitted: Any, task: Any, inputs: Any) -> Any:
-    """Probabilities (rows, classes), values (rows,), both float32, texts, or for each row (words, tags)."""
+    """Probabilities (rows, classes), values (rows,), both float32, texts, for each row (words, tags), or ranks (rows,)."""
+    if task.kind == "retrieval":
+        return np.asarray(fitted.answers(inputs))
     if task.kind == "text2text":
         return [str(x) for x in fitted.predict(inputs)]
     if task.kind == "tagging":
@@ -41,6 +48,8 @@ def save_predictions(path: Path, task: Any, split: Any, outputs: Any) -> None:
                 "target": target if isinstance(target, str) else list(target),
                 "prediction": out,
             }
+        if task.kind == "retrieval":
+            return {"row": i, "target": target, "rank": int(out)}
         if task.kind == "regression":
             return {"row": i, "target": float(target), "prediction": nine(out)}
         if task.kind == "tagging":
@@ -75,6 +84,8 @@ def load_predictions(path: Path, task: Mapping[str, Any]) -> tuple[Any, Any]:
     try:
         if kind == "text2text":
             return [r["target"] for r in rows], [r["prediction"] for r in rows]
+        if kind == "retrieval":
+            return [r["target"] for r in rows], np.array([r["rank"] for r in rows], dtype=np.int64)
         if kind == "regression":
             return np.array([r["target"] for r in rows]), np.array([r["prediction"] for r in rows])
         if kind == "tagging":

@@ -41,10 +41,14 @@ def metric_of(name: str, kind: str, targets: Any, predictions: Any) -> Metric | 
 
     classification: targets int (rows,), predictions probabilities (rows, classes); multilabel: 0/1 and
     probabilities (rows, classes);
-    regression: values (rows,); tagging: the tags of each row's words, by name, which rows are resampled whole.
+    regression: values (rows,); retrieval: ranks (rows,); tagging: the tags of each row's words, by name, which rows are resampled whole.
     """
     if kind == "tagging":
         return _taggings(name, targets, predictions)
+    if kind == "retrieval":
+        rank = np.asarray(predictions, float)
+        by_row = 1 / rank if name == "mrr" else (rank <= int(name.removeprefix("recall@"))).astype(float)
+        return Metric(by_row[:, None], lambda m: m[..., 0])
     if kind == "classification":
         y, p = np.asarray(targets, int), np.asarray(predictions, float)
         chosen = p.argmax(1)

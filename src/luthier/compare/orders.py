@@ -106,6 +106,9 @@ class Made:
     def predict_proba(self, inputs: Any) -> Any:
         return self._fitted().predict_proba(inputs)
 
+    def answers(self, split: Any) -> Any:
+        return self._fitted().answers(split)
+
     def _fitted(self) -> Any:
         from luthier.methods import load_all
         from luthier.train.fitted import load_fitted

@@ -20,9 +20,10 @@ SHORT = {
 ABOUT = {
     "majority": "Says for every row how often each answer occurs in training: what any method must beat.",
     "tfidf": "A linear model on words and word pairs, without the pretrained model; where texts are to be "
-    "written, the nearest training row.",
+    "written, the nearest training row; where they are to be found, the one with the likest words.",
     "pixels": "A linear model on the values as they are, without the pretrained model.",
     "probe": "A linear model on the frozen model's features: what is there before anything is adapted.",
+    "frozen": "The frozen model's own vectors of queries and texts: what is there before anything is adapted.",
 }
 
 

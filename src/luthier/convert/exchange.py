@@ -201,9 +201,10 @@ def _extra(terms: Any, model: Any) -> tuple[dict[str, bytes], list[str]]:
         return files, []
     shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in head_tensors(source).items())
     pooling = getattr(source.head, "pooling", None)
-    how = f"linear on {pooling} pooling of the hidden states" if pooling else source.head.name
+    kind = "linear" if shapes else source.head.name
+    how = f"{kind} on {pooling} pooling of the hidden states" if pooling else source.head.name
     return files, [
-        f"peft adapts the body only; the output head ({how}; {shapes}) is in luthier_head.safetensors, which peft does not read"
+        f"peft adapts the body only; the output head ({how}; {shapes or 'no tensors'}) is in luthier_head.safetensors, which peft does not read"
     ]
 
 

@@ -34,7 +34,7 @@ def write_extra(adaptation: Any, fingerprint: str) -> dict[str, bytes]:
     }
     about["about"] = {k: v for k, v in card["about"].items() if k != "base"}  # may be a path of this machine
     files = {EXTRA: json.dumps(about, indent=1, sort_keys=True).encode()}
-    if tensors:
+    if card["head"] is not None:  # one without tensors (embedding) is a file of none
         files[EXTRA_TENSORS] = save({k: v.detach().float().cpu().contiguous() for k, v in tensors.items()})
     return files
 

@@ -63,6 +63,11 @@ _TEXT2TEXT = (
     *(("prompt", "response"), ("instruction", "output"), ("question", "answer"), ("document", "summary")),
     *(("article", "highlights"), ("text", "target"), ("text", "label")),
 )
+_RETRIEVAL = tuple(
+    (query, found)
+    for query in ("query", "question", "docstring", "comment")
+    for found in ("code", "document", "passage", "function")
+)
 _SAMPLE = 1000
 
 
@@ -99,11 +104,13 @@ def choose(table: Table, input: Any, label: str | None, kind: str | None) -> Cho
     Raises DataError that lists the columns and names the option to give, where a column is missing or
     several fit.
     """
-    if input is None and label is None and kind == "text2text":
-        fitting = [pair for pair in _TEXT2TEXT if set(pair) <= set(table.columns)]
+    if input is None and label is None and kind in ("text2text", "retrieval"):
+        known = _TEXT2TEXT if kind == "text2text" else _RETRIEVAL
+        fitting = [pair for pair in known if set(pair) <= set(table.columns)]
         if len(fitting) == 1:
             return _described(table, (fitting[0][0],), fitting[0][1], True)
-        raise _unclear(table, "the input and which the target text")
+        what = ("input", "target text") if kind == "text2text" else ("query", "text to find")
+        raise _unclear(table, f"the {what[0]} and which the {what[1]}")
     if input is None and label is None and kind in (None, "tagging"):
         tagged = fitting_columns(table)
         if len(tagged) == 1:

@@ -59,8 +59,9 @@ def load_data(
     attributes  columns of labels that an adaptation is told with every row (a control, a language), "style,length" or a sequence
     covariates  columns of numbers that it is told, or measures of images (sharpness), which any data of images have
     history a column of lists of texts, oldest first (in a CSV file JSON lists), for methods that read one: persoma
-    kind    classification, multilabel (lists, or names joined by |), regression, text2text, or tagging (a list of
-            words and a list of as many tags a row, or both as texts with blanks between); guessed from the labels
+    kind    classification, multilabel (lists, or names joined by |), regression, text2text, tagging (a list of
+            words and a list of as many tags a row, or both as texts with blanks between), or retrieval (a query, and as
+            label the text that it shall find); guessed from the labels
     metric  the headline metric; "": the kind's own
     test    a source of test rows, kept whole
     split   fractions of train, validation and test rows; a part that exists is kept, the others are taken
@@ -196,8 +197,8 @@ def _pose(
         notes.append(f"Read as {decided}, by its labels; --kind says otherwise")
     if metric and metric not in METRICS[decided]:
         raise OptionError(f"There is no metric {quote(metric)} for {decided}: {', '.join(METRICS[decided])}")
-    if decided == "text2text" and modality != "text":
-        raise DataError(f"text2text needs one text column as input, not {listed(chosen.inputs)} ({modality})")
+    if decided in ("text2text", "retrieval") and modality != "text":
+        raise DataError(f"{decided} needs one text column as input, not {listed(chosen.inputs)} ({modality})")
     rows, said = _clean(table, chosen.inputs, chosen.label, modality, decided, "train")
     assert rows is not None
     labels = learn_labels(rows.table, chosen.label, rows.values, decided)  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ def scores(task: Task, targets: Any, predictions: Any) -> dict[str, float]:
     multilabel      (rows, classes) a probability for each class by itself; a class is predicted from 0.5
     regression      (rows,) values; a correlation with a constant is 0
     text2text       texts; targets texts, or lists of references of which the best counts
+    retrieval       (rows,) the rank of each row's own document among all, from 1: `luthier.data.ranks`
     tagging         for each row (words, tags) probabilities, or (words,) tag indices: see `luthier.data.entities`
 
     Raises DataError where predictions do not fit the targets, are not finite, or are no probabilities.
@@ -37,6 +38,10 @@ def scores(task: Task, targets: Any, predictions: Any) -> dict[str, float]:
         from luthier.data.entities import tagging_scores
 
         return tagging_scores(task.labels, list(targets), list(predictions))
+    if task.kind == "retrieval":
+        from luthier.data.ranks import retrieval_scores
+
+        return retrieval_scores(predictions)
     predicted = np.asarray(predictions)
     if predicted.dtype.kind not in "biuf" or not np.isfinite(predicted).all():
         raise DataError(

@@ -22,7 +22,7 @@ class Split:
     inputs   list of texts; list of pairs of texts; list of tuples of words, tagging; array (rows, H, W, C) uint8 of images; array (rows, ...)
              of numbers
     targets  (rows,) int64 class indices; (rows,) float32 values; (rows, classes) float32 of 0 and 1,
-             multi-label; list of texts, text2text; list of (words,) int64 tag indices, tagging; None where the rows came without labels
+             multi-label; list of texts, text2text and retrieval (each row's document); list of (words,) int64 tag indices, tagging; None where the rows came without labels
     attributes  labels that an adaptation is told with every row (control prefixes): (rows, attributes) texts, or (rows,) or
              (rows, attributes) int64, their numbers; or None
     covariates  (rows, covariates) float32: numbers that an adaptation is told with every row (a quality); or None

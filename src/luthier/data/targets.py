@@ -52,7 +52,7 @@ def guess_kind(table: Table, label: str, values: list[Any], inputs: tuple[str, .
         number = sort_of(some) == "number"
         raise DataError(
             f"{where} holds {different} different labels in {len(some)} rows, too many for classes: say "
-            + ("--kind regression" if number else "--kind text2text")
+            + ("--kind regression" if number else "--kind text2text or retrieval")
             + ", or name another column with --label"
         )
     return "classification"
@@ -157,7 +157,7 @@ def read_targets(table: Table, values: list[Any], task: Task, known: str) -> Any
     """Targets as a Split holds them. A label that the mapping lacks raises; `known` says whose it is."""
     if task.kind == "regression":
         return numbers(table, task.label)
-    if task.kind == "text2text":
+    if task.kind in ("text2text", "retrieval"):
         for row, value in enumerate(values):
             if not isinstance(value, str):
                 raise DataError(

@@ -7,16 +7,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, m
 from luthier.data.write import quote
 from luthier.errors import DataError
 
-Kind = Literal["classification", "multilabel", "regression", "text2text", "tagging"]
+Kind = Literal["classification", "multilabel", "regression", "text2text", "tagging", "retrieval"]
 Modality = Literal["text", "pair", "image", "array", "words"]
 
-KINDS: tuple[Kind, ...] = ("classification", "multilabel", "regression", "text2text", "tagging")
+KINDS: tuple[Kind, ...] = ("classification", "multilabel", "regression", "text2text", "tagging", "retrieval")
 METRICS: dict[str, tuple[str, ...]] = {  # the first is the headline unless another is asked for
     "classification": ("accuracy", "macro_f1", "log_loss", "ece"),
     "multilabel": ("micro_f1", "macro_f1", "accuracy", "log_loss"),
     "regression": ("pearson", "spearman", "rmse"),
     "text2text": ("rougeL", "bleu", "exact_match"),
     "tagging": ("entity_f1", "accuracy", "macro_f1"),  # entity_f1 of tags that mark entities only
+    "retrieval": ("mrr", "recall@1", "recall@5", "recall@10"),
 }
 LOWER_IS_BETTER = ("log_loss", "ece", "rmse")
 
@@ -35,7 +36,7 @@ class Task(BaseModel):
 
     kind, modality  the shape of the problem; labels: index -> name, for classification, multilabel
                     and tagging (the tags) only
-    input, label    the columns' names as they were read; two inputs make a pair; an array made of several
+    input, label    the columns' names as they were read (of retrieval the query's and the document's); two inputs make a pair; an array made of several
                     numeric columns keeps their names in order, joined by commas
     history         the column of histories, lists of texts that a method may read beside the input; empty: none
     metric          the headline metric; empty: the kind's first in METRICS; accuracy for tags that mark no entities
@@ -80,6 +81,8 @@ class Task(BaseModel):
                 raise ValueError(f"{self.kind} with {len(self.labels)} labels")
         elif self.labels:
             raise ValueError(f"{self.kind} has no labels")
+        if self.kind == "retrieval" and self.modality != "text":
+            raise ValueError("retrieval finds a text by a text")
         if (self.modality == "pair") != isinstance(self.input, tuple):
             raise ValueError("a pair, and only a pair, has two inputs")
         return self

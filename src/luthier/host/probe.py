@@ -78,7 +78,8 @@ def dead_sites(adapted: Adapted, name: str, batch: Mapping[str, Any]) -> list[st
             y = out.logits if out.logits is not None else out.hidden
             assert y is not None
             if y.requires_grad:  # else the forward has called no probed module at all
-                y.float().pow(2).sum().backward()
+                weights = 1 + 0.5 * torch.cos(torch.arange(y.numel(), device=y.device)).view(y.shape)
+                (weights * y.float().pow(2)).sum().backward()  # weighed: of unit vectors the sum is constant
     finally:
         for h in handles:
             h.remove()

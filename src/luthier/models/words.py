@@ -30,33 +30,46 @@ def encode_words(
     token belongs to the first word that it covers a character of, so that any fast tokenizer will do. Raises DataError
     for a row that is no list of words.
     """
-    rows = WordRows()
-    rows.starts = []
-    for begin in range(0, len(inputs), CHUNK):
-        part = [_checked(row, begin + i) for i, row in enumerate(inputs[begin : begin + CHUNK])]
-        made = pre._call([" ".join(words) for words in part])
-        for i, (words, encoding) in enumerate(zip(part, made.encodings)):
-            row: dict[str, Any] = {"input_ids": made["input_ids"][i] or [pre._filler()]}
-            if pre.takes_types:
-                row["token_type_ids"] = made["token_type_ids"][i] or [0]
-            starts = first_tokens(words, encoding.offsets)
-            if targets is not None:
-                row["labels"] = _labels(len(row["input_ids"]), starts, targets[begin + i])
-            rows.append(row)
-            rows.truncated.append(bool(encoding.overflowing))
-            rows.starts.append(starts)
+    words = [_checked(row, i) for i, row in enumerate(inputs)]
+    rows = encode_spans(pre, [" ".join(row) for row in words], [_spans(row) for row in words])
+    if targets is not None:
+        for row, starts, tags in zip(rows, rows.starts, targets, strict=True):
+            row["labels"] = _labels(len(row["input_ids"]), starts, tags)
     return rows
 
 
-def first_tokens(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """(words,) int64: the first token of each word, by the characters that tokens cover; NOWHERE for none."""
+def encode_spans(
+    pre: TextPreprocess, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]
+) -> WordRows:
+    """The same of texts as they are, of which spans of characters (begin, end), in order and apart, are the words."""
+    rows = WordRows()
+    rows.starts = []
+    for begin in range(0, len(texts), CHUNK):
+        made = pre._call(list(texts[begin : begin + CHUNK]))
+        for i, encoding in enumerate(made.encodings):
+            row: dict[str, Any] = {"input_ids": made["input_ids"][i] or [pre._filler()]}
+            if pre.takes_types:
+                row["token_type_ids"] = made["token_type_ids"][i] or [0]
+            rows.append(row)
+            rows.truncated.append(bool(encoding.overflowing))
+            rows.starts.append(first_tokens(spans[begin + i], encoding.offsets))
+    return rows
+
+
+def _spans(words: Sequence[str]) -> list[tuple[int, int]]:
+    """Where words joined by blanks begin and end."""
     ends = np.cumsum([len(word) + 1 for word in words]) - 1
-    begins = ends - [len(word) for word in words]
-    starts = np.full(len(words), NOWHERE, np.int64)
+    return [(int(end) - len(word), int(end)) for word, end in zip(words, ends)]
+
+
+def first_tokens(spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+    """(spans,) int64: the first token of each span, by the characters that tokens cover; NOWHERE for none."""
+    begins, ends = np.array(spans, dtype=np.int64).reshape(-1, 2).T
+    starts = np.full(len(spans), NOWHERE, np.int64)
     for at, (first, last) in enumerate(offsets):
-        word = int(np.searchsorted(ends, first, side="right"))
-        if word < len(words) and first < last and last > begins[word] and starts[word] == NOWHERE:
-            starts[word] = at
+        span = int(np.searchsorted(ends, first, side="right"))
+        if span < len(spans) and first < last and last > begins[span] and starts[span] == NOWHERE:
+            starts[span] = at
     return starts
 
 

@@ -1,4 +1,4 @@
-"""A signal by its name, with options behind it: "auto", "choices", "t_few unlikely=0", "infoprompt representation=0.5 fade=1"."""
+"""A signal by its name, with options behind it: "auto", "choices", "t_few unlikely=0", "contrastive temperature=0.1", "infoprompt representation=0.5 fade=1"."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ SIGNALS: dict[str, tuple[str, ...]] = {
     "auto": (),
     "choices": (),
     "t_few": ("lm", "unlikely", "normalised"),
+    "contrastive": ("temperature", "reverse"),
     "infoprompt": ("representation", "head", "bottleneck", "code", "negatives", "fade"),
 }
 """Name -> the options that it takes."""

@@ -176,7 +176,7 @@ class Aims:
 
 
 def objective_for(task: Any, aims: Aims | None = None) -> Objective:
-    """The objective of a task's kind: classification, multilabel, regression, text2text or tagging."""
+    """The objective of a task's kind: classification, multilabel, regression, text2text, tagging or retrieval."""
     aims = aims or Aims()
     weights = tuple(float(w) for w in aims.class_weights)
     signal, _ = parsed(aims.signal)
@@ -198,6 +198,10 @@ def objective_for(task: Any, aims: Aims | None = None) -> Objective:
         return NextToken(aims.shift)
     if task.kind == "tagging":
         return TagCrossEntropy(class_weights=weights)
+    if task.kind == "retrieval":
+        from luthier.signals.contrastive import Contrastive
+
+        return Contrastive(**(numbers(aims.signal) if signal == "contrastive" else {}))
     raise DataError(
-        f"No objective for a task of kind {task.kind!r}. Kinds: classification, multilabel, regression, text2text, tagging."
+        f"No objective for a task of kind {task.kind!r}. Kinds: classification, multilabel, regression, text2text, tagging, retrieval."
     )

@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from luthier.data.ranks import numbered
 from luthier.errors import DataError, RunError
 from luthier.models.words import encode_words
 from luthier.train.choices import Answers, ranks
 from luthier.train.covariates import covariates_for
 from luthier.train.histories import histories_for
+from luthier.train.pairs import Pairs, longer
 
 WINDOW = 50
 """Batches that are sorted by length together."""
@@ -46,7 +48,7 @@ class Encoded:
     first_example: int = 0
     """Number of the first row among all rows of a run: `example` names one row, whatever split it is of."""
     per_row: int = 1
-    """Sequences that a batch holds for each row: one per class where answers are ranked."""
+    """Sequences that a batch holds for each row: one per class where answers are ranked, a query and its document in retrieval."""
     histories: tuple[Tensor, Tensor] | None = None
     """(rows, items, width) vectors of each row's history and (rows, items) which are there; batches carry `history` and
     `history_mask`."""
@@ -86,6 +88,10 @@ def encode(
     elif task.kind == "tagging":
         rows = encode_words(pre, split.inputs, split.targets if targets else None)
         labels = None
+    elif task.kind == "retrieval" and targets:
+        pairs = Pairs(pre)
+        rows, collate, per_row = pairs.rows(split.inputs, split.targets), pairs.collate, 2
+        labels = torch.from_numpy(numbered(split.targets)[0])
     elif ranks(head):
         answers = Answers(pre, task.labels)
         rows, collate, per_row = answers.inputs(split.inputs), answers.collate, len(task.labels)
@@ -101,7 +107,7 @@ def encode(
             for row, own in zip(rows, values, strict=True):
                 row[key] = own
     report = pre.report(rows) if pre is not None and hasattr(pre, "report") else {}
-    lengths = np.array([row_length(r) + more for r in rows], dtype=np.int64)
+    lengths = np.array([row_length(r) + longer(r) + more for r in rows], dtype=np.int64)
     digest = str(getattr(split, "digest", ""))
     starts = getattr(rows, "starts", None)
     if starts is not None:

@@ -44,6 +44,10 @@ def head_for(model: Any, data: Any, signal: str = "auto") -> Any:
     task = data.task
     if task.kind == "text2text":
         return None
+    if task.kind == "retrieval":
+        from luthier.methods.embedding import Embedding
+
+        return Embedding(pooling=model.pooling, width=hidden_width(model, data))
     name, given = parsed(signal)
     if name in ("choices", "t_few"):
         from luthier.methods.choices import Choices

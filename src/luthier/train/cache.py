@@ -220,7 +220,7 @@ def plan(adapted: Adapted, run: Any) -> tuple[str, int, tuple[int, ...]] | str:
     if not adapted.structure.towers:
         return "the model has no blocks"
     if any(d.per_row > 1 for d in run.batches.streams.values()):
-        return "answers are ranked: every row is read once per class"
+        return "every row is read several times: once per class, or as a query and its document"
     tower = adapted.structure.towers[0]
     parts = adapted.adaptations["main"].every_placed()  # type: ignore[operator]
     depth = lowest_block(adapted.structure, parts, tower.name)

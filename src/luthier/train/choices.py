@@ -27,6 +27,17 @@ def check_signal(signal: str, model: Any, task: Any, head: Any) -> None:
     if name == "infoprompt":
         check_terms(signal, task, head)
         return
+    if task.kind == "retrieval":
+        if name not in ("auto", "contrastive") or ranks(head):
+            raise OptionError(
+                f'signal={signal!r} is none of retrieval: leave it out, or use signal="contrastive".'
+            )
+        return
+    if name == "contrastive":
+        raise OptionError(
+            f"signal={signal!r} trains retrieval, a query and the text that it finds, and this is a {task.kind}: load the data with "
+            'kind="retrieval".'
+        )
     if name == "auto" and not ranks(head):
         return
     asked = f"signal={signal!r}" if signal != "auto" else f"head={head}"
@@ -48,7 +59,7 @@ def check_signal(signal: str, model: Any, task: Any, head: Any) -> None:
 
 def check_terms(signal: str, task: Any, head: Any) -> None:
     """Refuse a task or a head that the terms of InfoPrompt have nothing to read of."""
-    if task.kind in ("text2text", "tagging"):
+    if task.kind in ("text2text", "tagging", "retrieval"):
         raise OptionError(
             f"signal={signal!r} reads one pooled state a row behind a head of its own: it trains classification, multilabel and "
             f'regression, not a {task.kind}. Leave the signal out, or use signal="choices" where a model writes labels.'

@@ -23,6 +23,7 @@ from luthier.train.choices import check_signal
 from luthier.train.fitted import TARGETS, Fitted, load_fitted, preprocess_card, unknown_tag
 from luthier.train.folder import Log, RunFolder
 from luthier.train.outcome import finish
+from luthier.train.pairs import check_batches
 from luthier.train.predict import mean_loss, predictions
 from luthier.train.preflight import check_logits, check_steps, check_task, plain, report
 from luthier.train.processes import Processes
@@ -76,7 +77,7 @@ def fit(
     shard: under torchrun, hold a part of the base on each process (`train.shard`); it stays so. Load the model on the CPU then.
     checkpoint_every: steps; None: by the clock. signal: "auto", a linear head on hidden states; for classification by a model
     that writes, "choices" ranks the labels' texts as its answers, and "t_few" trains that with T-Few's losses; "infoprompt"
-    adds InfoPrompt's terms to a soft prompt's. Options stand behind the name: "infoprompt head=0" (`luthier.signals.choose`).
+    adds InfoPrompt's terms to a soft prompt's; "contrastive" (retrieval's own) tells a row's document from the batch's others. Options stand behind the name: "infoprompt head=0" (`luthier.signals.choose`).
     progress: whether to show any, or what shows it (`train.progress`). streams: further splits by name, for plans that ask
     for them. after: an adaptation (or what fit returned) for this base that this one begins with: what it comes to takes the place of the
     method's start, unless the method says itself what it takes over (`Part.carry`).
@@ -105,6 +106,7 @@ def fit(
         if not shard:
             sharding.refuse_parts(model, "a fit without shard=True")
         processes.check_rows(batch_size, len(data.train))
+        check_batches(data.task, batch_size, micro_batch, processes.world)
         stack.enter_context(own_randomness(seed + processes.rank, processes.device))
         head = head_for(model, data, signal) if head == "auto" else head
         description = describe(settings, model, data, method, head, streams or {}, members, companions, after)

@@ -14,6 +14,7 @@ import numpy as np
 from luthier.errors import DataError, FileFormatError, OptionError
 from luthier.signals.objectives import Standardisation
 from luthier.train.batches import encode
+from luthier.train.pairs import embed
 from luthier.train.predict import BATCH, generate, predictions
 
 TARGETS = "targets"
@@ -49,9 +50,33 @@ class Fitted:
 
     def answers(self, split: Any, batch_size: int = BATCH) -> Any:
         """For a split or plain inputs: probabilities (rows, classes), values (rows,), texts, or for each row (words, tags)
-        probabilities."""
+        probabilities; of retrieval, for a split with documents, (rows,) the rank of each row's document among them all."""
         with self.attached() as adapted:
             return answers(adapted, self, split, batch_size)
+
+    def embed(self, texts: Any, batch_size: int = BATCH) -> np.ndarray:
+        """(texts, width) float32, of norm 1: of retrieval, queries and documents alike."""
+        if self.task.kind != "retrieval":
+            raise DataError(f"A {self.task.kind} makes no vectors of texts: use predict().")
+        split = texts if hasattr(texts, "inputs") else Inputs(texts)
+        if len(split) == 0:
+            raise DataError("There are no texts to read.")
+        data = encode(self.preprocess, split, self.task, targets=False, adaptation=self.adaptation)
+        with self.attached() as adapted:
+            return embed(adapted, data, batch_size=batch_size, device=self.model.device)
+
+    def search(
+        self, queries: Any, documents: Any, top: int = 10, batch_size: int = BATCH
+    ) -> list[list[tuple[int, float]]]:
+        """For each query its nearest documents, the nearest first: (number among `documents`, cosine)."""
+        there = self.embed(documents, batch_size)
+        found: list[list[tuple[int, float]]] = []
+        asked = self.embed(queries, batch_size)
+        for begin in range(0, len(asked), BATCH):
+            similar = asked[begin : begin + BATCH] @ there.T
+            order = np.argsort(-similar, axis=1, kind="stable")[:, :top]
+            found += [[(int(i), float(row[i])) for i in at] for row, at in zip(similar, order)]
+        return found
 
     def score(self, split: Any, batch_size: int = BATCH) -> dict[str, float]:
         """The task's metrics on a split with targets."""
@@ -69,7 +94,15 @@ class Fitted:
         return self.answers(inputs, batch_size)
 
     def predict(self, inputs: Any, batch_size: int = BATCH) -> Any:
-        """Label names, tuples of them (multi-label), values (rows,), texts, or for each row the tags of its words."""
+        """Label names, tuples of them (multi-label), values (rows,), texts, or for each row the tags of its words; of retrieval, for a
+        split with documents, the nearest of them to each query."""
+        if self.task.kind == "retrieval":
+            documents = list(dict.fromkeys(getattr(inputs, "targets", None) or ()))
+            if not documents:
+                raise DataError(
+                    "These rows name no documents to search: give a split that does, or use search(queries, documents)."
+                )
+            return [documents[row[0][0]] for row in self.search(inputs, documents, 1, batch_size)]
         found = self.answers(inputs, batch_size)
         if self.task.kind == "classification":
             return [self.task.labels[i] for i in found.argmax(-1)]
@@ -163,8 +196,13 @@ def answers(adapted: Any, fitted: Fitted, split: Any, batch_size: int = BATCH, *
     if len(split) == 0:
         none = np.zeros((0, len(task.labels)) if task.labels else 0, np.float32)
         return [] if task.kind in ("text2text", "tagging") else none
+    pairs = task.kind == "retrieval"
+    if pairs and split.targets is None:
+        raise DataError(
+            "These rows name no document to find: give data with the label column, or use search()."
+        )
     head = next((placed.part for placed in adapted.heads), None)
-    data = encode(fitted.preprocess, split, task, targets=False, head=head, adaptation=fitted.adaptation)
+    data = encode(fitted.preprocess, split, task, targets=pairs, head=head, adaptation=fitted.adaptation)
     options = {"device": model.device, "batch_size": batch_size, **options}
     if task.kind == "text2text":
         return generate(

@@ -119,6 +119,8 @@ def prediction_lines(task: Any, split: Any, found: Any) -> str:
         elif task.kind == "tagging":
             record["target"] = [labels[int(t)] for t in target]
             record["predicted"] = [labels[int(t)] for t in said.argmax(-1)]
+        elif task.kind == "retrieval":
+            record |= {"target": plain(str(target)), "rank": int(said)}
         elif task.kind == "regression":
             record |= {"target": float(target), "predicted": float(said)}
         else:

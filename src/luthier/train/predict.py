@@ -13,6 +13,7 @@ from luthier.errors import DataError
 from luthier.host.context import GIVEN
 from luthier.signals.objectives import Objective, Standardisation
 from luthier.train.batches import Encoded, in_order
+from luthier.train.pairs import embed, ranks_of
 from luthier.train.processes import Processes
 
 BATCH = 64
@@ -39,7 +40,11 @@ def predictions(
     unknown: int = 0,
 ) -> Any:
     """classification, multilabel: probabilities (rows, classes) float32; regression: values (rows,); tagging: for each row
-    probabilities (words, tags), of which the tag `unknown` is certain for words that have no token."""
+    probabilities (words, tags), of which the tag `unknown` is certain for words that have no token; retrieval: (rows,) the rank of
+    each row's document among those of all rows."""
+    if task.kind == "retrieval":
+        vectors = embed(adapted, data, batch_size=batch_size, device=device, precision=precision)
+        return ranks_of(vectors, data.targets)
     rank, world = (processes.rank, processes.world) if processes else (0, 1)
     found: list[tuple[np.ndarray, Any]] = []
     adapted.eval()

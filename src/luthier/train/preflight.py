@@ -13,6 +13,7 @@ from luthier.host.probe import cannot_matter
 from luthier.train.batches import Encoded
 from luthier.train.fitted import UNKNOWN
 from luthier.train.memory import Prediction, available, human
+from luthier.train.pairs import check_reader
 from luthier.train.progress import About
 from luthier.train.run import Run
 from luthier.train.trained import count_by_part
@@ -43,6 +44,8 @@ def check_task(model: Any, data: Any) -> None:
         raise ModelError(
             f"{model.name} reads no texts, which tagging needs: use a text model with its tokenizer, such as builtin:minilm."
         )
+    if task.kind == "retrieval":
+        check_reader(model)
     if task.kind == "classification":
         present = {int(t) for t in data.train.targets}
         if len(present) < 2:
@@ -91,6 +94,13 @@ def check_logits(run: Run, task: Any) -> None:
                 f"{len(task.labels)} tags for each: the label set does not fit this model or head."
             )
         return
+    if task.kind == "retrieval":
+        if logits.dim() != 2 or len(logits) != 2:
+            raise ModelError(
+                f"The model's output has shape {tuple(logits.shape)} for one row, but retrieval needs a vector of the query and one "
+                "of its document: leave head out."
+            )
+        return
     wanted = len(task.labels) if task.kind in ("classification", "multilabel") else 1
     if logits.dim() != 2 or logits.shape[-1] != wanted:
         raise DataError(
@@ -116,6 +126,9 @@ def example(model: Any, data: Any, encoded: Encoded) -> str:
 
 def answer(target: Any, task: Any) -> str:
     """A target in words."""
+    if task.kind == "retrieval":
+        said = plain(str(target))
+        return said if len(said) <= SHOWN else said[: SHOWN - 3] + "..."
     if task.kind == "classification":
         return plain(str(task.labels[int(target)]))
     if task.kind == "multilabel":

@@ -1,0 +1,1 @@
+"""What a study recommends, as one call over what there is."""
