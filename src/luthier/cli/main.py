@@ -25,6 +25,7 @@ from luthier.cli import (
     sites,
     slim,
     testbed,
+    verbalise,
 )
 from luthier.cli import stream as streams
 from luthier.errors import LuthierError
@@ -65,6 +66,7 @@ app.command("meta")(meta.meta)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("mix")(mix.mix)
+app.command("verbalise")(verbalise.verbalise)
 app.command("convert")(convert.convert)
 app.command("cut")(cut.cut)
 app.command("slim")(slim.slim)
