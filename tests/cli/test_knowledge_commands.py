@@ -54,6 +54,16 @@ def test_from_a_table_to_what_was_memorised(t5, kb, tmp_path, capsys):
     assert found[run]["right"] != found["the model alone"]["right"]
     assert main(asked) == 0
     assert "0.5 is chance" in capsys.readouterr().err
+    fused = str(tmp_path / "fused")
+    fit[fit.index("knowledge_adapter")] = "knowledge_fusion"
+    assert main([*fit, "--member", f"kb={run}", "--out", fused, "--steps", "2", "--quiet",
+                 "--set", "tuning=lora", "tuning.rank=2"]) == 0  # fmt: skip
+    card = json.loads((Path(fused) / "adaptation" / "card.json").read_text(encoding="utf-8"))
+    assert card["terms"][0]["card"]["method"]["tuning"]["rank"] == 2
+    capsys.readouterr()
+    asked.insert(2, fused)
+    assert main([*asked, "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["the model alone", fused, run]
 
 
 def test_what_it_refuses(kb, tmp_path, capsys):

@@ -55,6 +55,12 @@ def test_tables_of_facts_and_of_entities_say_the_same(tmp_path):
         '{"entity": "Ivy", "slot": "stars", "value": 3}\n{"entity": "Ivy", "slot": "stars", "value": 4}\n'
     )
     assert read_facts(several) == [Fact("Ivy", "stars", "3 and 4")]
+    several.write_text('{"entity": "Ivy", "slot": "stars", "value": null}\n')
+    with pytest.raises(DataError, match="holds no fact"):
+        read_facts(several)
+    several.write_text('{"entity": "Ivy", "slot": "stars", "value": [3, 4]}\n')
+    with pytest.raises(DataError, match="holds a "):
+        read_facts(several)
     with pytest.raises(DataError, match="--entity NAME"):
         read_facts(wide)
     with pytest.raises(DataError, match="no column"):

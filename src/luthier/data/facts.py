@@ -90,11 +90,10 @@ def read_facts(source: Any, entity: str | None = None) -> list[Fact]:
 
 def _text(name: str, value: Any) -> str:
     """A cell as text on one line; nothing where it is empty. DataError for what is neither text nor a number."""
-    if value is None or value != value:
-        return ""
-    if not isinstance(value, str | int | float | np.generic):
+    if not isinstance(value, str | int | float | np.generic | None):
         raise DataError(f"{plain(name)} holds a {type(value).__name__} where a text or a number is expected.")
-    return " ".join(str(value).split())
+    missing = value is None or value != value
+    return "" if missing else " ".join(str(value).split())
 
 
 def filled(sentence: str, fact: Fact, value: str | None = None) -> str:
