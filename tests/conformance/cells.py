@@ -7,7 +7,6 @@ also makes a variant of its own, `name+option`.
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,12 +20,13 @@ from luthier.host import Adaptation, Adapted, Part
 from luthier.host.adaptation import site_weight
 from luthier.host.applicable import Ability, Reason, why_not
 from luthier.host.calibrate import calibrate
-from luthier.host.places import WeightEdit
+from luthier.host.places import Stack, WeightEdit
 from luthier.host.probe import reached
 from luthier.host.sites import Structure, is_linear
 from luthier.host.structure import structure_of
 from luthier.methods.adapters.bottleneck import Adapter
 from luthier.methods.low_rank.lora import LoRA
+from luthier.methods.side.knowledge_adapter import KnowledgeAdapter
 from luthier.signals.objectives import Objective
 from luthier.train.batches import Batches, Encoded
 from luthier.train.run import Recipe, Run, share_out
@@ -171,10 +171,13 @@ class Cell:
 
     def members(self, base: nn.Module) -> dict[str, Adaptation]:
         """What a method refers to: two adapters where it stands, if the architecture has such sites."""
-        if not any(p.members for p in self.part.parts()):
+        referring = [p for p in self.part.parts() if p.members]
+        if not referring:
             return {}
-        where = dataclasses.replace(Adapter(width=2), targets=self.part.targets)
-        if not set(re.findall(r"[a-z.]+", where.targets)) & {s.role for s in self.structure.sites}:
+        walks = isinstance(referring[0], Stack)
+        kind: Part = KnowledgeAdapter(layers=1) if walks else Adapter(width=2)
+        where = dataclasses.replace(kind, targets=referring[0].targets)
+        if why_not(where, base) is not None:
             return {}
         return {k: bed.shaken(Adaptation.new(where, base), 0.2, i) for i, k in enumerate("ab")}
 

@@ -175,3 +175,13 @@ def test_a_side_network_may_be_drawn_instead_of_cut(name: str) -> None:
         assert torch.equal(drawn[k], again[k])
         assert not torch.equal(drawn[k], other[k])
         assert abs(torch.corrcoef(torch.stack([drawn[k].flatten(), pruned[k].flatten()]))[0, 1]) < 0.3
+
+
+def test_drawn_layers_of_t5_begin_as_its_attention_says_and_not_as_any_linear_map():
+    """T5 draws a query with deviation 1 / sqrt(width head_dim) and any other projection with 1 / sqrt(fan-in); half as wide, that
+    grows by sqrt(2)."""
+    made = Adaptation.new(LST(reduction=2, initial="random"), bed.base("t5")).state()
+    got = {k: v for k, v in made.items() if "decoder.layers." in k and "SelfAttention" in k}
+    for name, want in (("q", (32 * 8) ** -0.5), ("k", 32**-0.5), ("v", 32**-0.5)):
+        drawn = torch.cat([v.flatten() for k, v in got.items() if k.endswith(f"SelfAttention.{name}.weight")])
+        assert abs(drawn.std() / (want * 2**0.5) - 1) < 0.15, name

@@ -291,6 +291,50 @@ def fusion(
     note(f"over the tokens of {len(shown)} rows; equal shares would be {figure(1 / len(names))}")
 
 
+@app.command("knowledge")
+def knowledge(
+    pairs: Annotated[
+        str,
+        typer.Option("--pairs", help="A table: columns context, right, wrong (luthier verbalise --pairs)."),
+    ],
+    directories: Annotated[
+        list[str] | None, typer.Argument(metavar="[DIR]...", help="Runs, such as of knowledge_adapter.")
+    ] = None,
+    model: options.Base = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """What a model knows of a knowledge base: of two responses that differ in one value it prefers the likelier.
+
+    A row for the model alone, and one for every run. One that knows nothing is right in half of the pairs.
+
+    luthier instruments knowledge run/ --pairs probe.jsonl
+    """
+    from luthier.cli.adaptation import open_all
+    from luthier.instruments.knowledge import knowledge as measured
+    from luthier.instruments.knowledge import read_pairs
+    from luthier.models.load import load
+
+    if not directories and model is None:
+        raise OptionError("Which model? Give a run's folder, or --model.")
+    read = read_pairs(pairs)
+    runs, base = (
+        open_all(directories, model, device, "auto")
+        if directories
+        else ([], load(model or "", device=device))
+    )
+    note(f"{len(read)} pairs, {1 + len(runs)} models")
+    found = {"the model alone": measured(base, read)}
+    found |= {name: measured(one, read) for name, one in zip(directories or [], runs, strict=True)}
+    if json:
+        as_json({name: one.card() for name, one in found.items()})
+        return
+    keys = ("accuracy", "low", "high", "right", "wrong")
+    cards = [[name, *(figure(one.card()[k]) for k in keys)] for name, one in found.items()]
+    table(["model", "accuracy", "from", "to", "perplexity, right", "wrong"], cards, numbers=[1, 2, 3, 4, 5])
+    note("from, to: 95 %; 0.5 is chance")
+
+
 @app.command("transfer")
 def transfer(
     model: options.Model,

@@ -26,6 +26,7 @@ from luthier.cli import (
     sites,
     slim,
     testbed,
+    verbalise,
 )
 from luthier.cli import stream as streams
 from luthier.errors import LuthierError
@@ -67,6 +68,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("mix")(mix.mix)
 app.command("multilingual")(multilingual.multilingual)
+app.command("verbalise")(verbalise.verbalise)
 app.command("convert")(convert.convert)
 app.command("cut")(cut.cut)
 app.command("slim")(slim.slim)

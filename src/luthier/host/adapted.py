@@ -307,11 +307,9 @@ class Adapted(nn.Module):
             }  # a cache written in training is written again by whatever recomputes
         return args, kwargs
 
-    def handing_both(self, ctx: Context, tower: str) -> Any:
-        """The walk that makes a tower hand on the base's states and, behind them, a side network's; None: nothing does."""
-        return next(
-            (w for w in self.stacks if w.tower == tower and w.hands_on_both and w.owner in ctx.active), None
-        )
+    def handing_sides(self, ctx: Context, tower: str) -> Any:
+        """The walk that makes a tower hand on the base's states and, behind them, those of side networks; None: nothing does."""
+        return next((w for w in self.stacks if w.tower == tower and w.sides and w.owner in ctx.active), None)
 
     def _leave(self, base: nn.Module, args: Any, out: Any) -> None:
         ctx = self.context()
@@ -320,8 +318,9 @@ class Adapted(nn.Module):
             state.luthier_next = ctx.positions[:, -1:] + 1  # generation goes on from it without the mask
         states = getattr(out, "encoder_last_hidden_state", None)
         first = self.structure.towers[0].name if self.structure.towers else ""
-        if ctx is not None and states is not None and self.handing_both(ctx, first) is not None:
-            out.encoder_last_hidden_state = states[:, states.shape[1] // 2 :]
+        walk = self.handing_sides(ctx, first) if ctx is not None and states is not None else None
+        if walk is not None:
+            out.encoder_last_hidden_state = walk.last(states)
         if ctx is not None and ctx.made.get("opened", (None,))[0] == "":
             CURRENT.reset(ctx.made["opened"][1])
 
@@ -384,8 +383,8 @@ class Adapted(nn.Module):
         if getattr(raw, "encoder_last_hidden_state", None) is not None:  # what the reading tower returned
             return hidden
         first = self.structure.towers[0].name
-        if self.handing_both(ctx, first) is not None:
-            hidden = hidden[:, hidden.shape[1] // 2 :]
+        if (walk := self.handing_sides(ctx, first)) is not None:
+            hidden = walk.last(hidden)
         made = ctx.prompts.get(first)
         if made is not None and made.added:
             hidden = hidden[:, made.added :]

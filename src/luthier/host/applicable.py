@@ -122,10 +122,12 @@ def _value(out: Any) -> Any:
 
 def _of(method: Part, base: nn.Module, ability: Ability) -> Reason | None:
     """The first reason among a method's parts, from where they would stand in the model's structure."""
+    from luthier.host.places import Stack
     from luthier.host.structure import structure_of
 
     structure = structure_of(base)
-    for part in method.parts():
+    # one that walks the blocks refuses before they run, and so before what is in them
+    for part in sorted(method.parts(), key=lambda p: not isinstance(p, Stack)):
         sites = part.sites(structure)
         towers = [t for t in structure.towers if any(s.tower == t.name for s in sites)]
         if (found := reason_of(part, sites, towers, ability)) is not None:

@@ -94,7 +94,7 @@ class Entrance:
             ctx.made["opened"] = self.tower.name, CURRENT.set(ctx)
         ctx.tower, ctx.embeds = self.tower.name, self.tower.embedding is not None
         if self.tower.reads is not None and kwargs.get("encoder_hidden_states") is not None:
-            walk = self.adapted.handing_both(ctx, self.tower.reads)
+            walk = self.adapted.handing_sides(ctx, self.tower.reads)
             if walk is not None:
                 states, mask = kwargs["encoder_hidden_states"], kwargs.get("encoder_attention_mask")
                 kwargs = {**kwargs, "encoder_hidden_states": walk.split(states, ctx, mask)}

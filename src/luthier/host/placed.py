@@ -103,6 +103,11 @@ class Member:
     def t(self) -> T:
         return self.at.t(self.at.ctx, self.dtype)
 
+    @property
+    def network(self) -> Any:
+        """What it built for the tower of this site."""
+        return self.at.placed.network_of(self.at.site.tower)
+
 
 class Placed(nn.Module):
     """One part at all its sites."""
@@ -142,6 +147,11 @@ class Placed(nn.Module):
     def prepare(self, ctx: Context | None) -> Any:
         """What the source makes once for all sites of a forward. ctx: None where there is no forward (settling, export)."""
         return self.part.source.prepare(self.part, T(self.common), self.wanted_once(), ctx)
+
+    def network_of(self, tower: str) -> Any:
+        """What the part built for one tower; None: it has no network."""
+        whole = self.network
+        return whole[tower] if isinstance(whole, nn.ModuleDict) and tower in whole else whole
 
     def ats(self) -> list[At]:
         return list(self.at.values())  # type: ignore[arg-type]

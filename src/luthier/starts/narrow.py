@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from luthier.host.sites import Site, is_linear, is_transposed
+from luthier.errors import OptionError
+from luthier.host.applicable import Reason, because
+from luthier.host.sites import Site, Structure, Tower, is_linear, is_transposed
 
 
 def largest(weight: Tensor, count: int, dim: int) -> Tensor:
@@ -30,6 +33,39 @@ class Sizes:
     old_heads: int
     old_kv_heads: int
     reduction: int
+
+
+def check_reduction(name: str, reduction: int, sites: Iterable[Site]) -> None:
+    """OptionError where a width divided by `reduction` is nothing."""
+    for s in sites:
+        if s.in_features and s.in_features < reduction:
+            raise OptionError(f"{name}: reduction={reduction} leaves nothing of the width {s.in_features}.")
+
+
+def sizes_of(base: nn.Module, structure: Structure, tower: Tower, reduction: int, name: str) -> Sizes:
+    """What is kept of a tower's blocks at 1 / reduction of its width, by the magnitudes of its embedding. name: the method's.
+
+    OptionError where the blocks have no attention.
+    """
+    first = next((s for s in structure.sites if s.role == "attention" and s.tower == tower.name), None)
+    if first is None or not first.head_dim:
+        raise because(
+            OptionError(
+                f"{name}: the blocks of {structure.model} are not attention blocks; the side layers are cut from those."
+            ),
+            Reason.NO_ATTENTION_BLOCKS,
+        )
+    query = structure.partner(first, "attention.query")
+    heads = query.out_features // first.head_dim if query is not None else first.heads
+    table = tower.embedding or query.path  # type: ignore[union-attr]
+    keep = largest(
+        base.get_submodule(table).weight.detach().float(),  # type: ignore[union-attr,operator]
+        max(1, tower.width // reduction),
+        1,
+    )
+    kv = max(1, first.heads // reduction)
+    groups = heads // first.heads
+    return Sizes(keep, kv * groups, kv, first.head_dim, tower.width, heads, first.heads, reduction)
 
 
 def narrow(block: nn.Module, path: str, sites: list[Site], sizes: Sizes) -> nn.Module:
@@ -127,8 +163,9 @@ def redraw(layers: nn.ModuleList, base: nn.Module, narrower: float, rng: torch.G
     begin: Any = getattr(base, "_init_weights", lambda m: getattr(m, "reset_parameters", lambda: None)())
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
-        for module in layers.modules():
-            begin(module)
+        layers.apply(
+            begin
+        )  # what a module holds before itself: an attention says better than its projections how those begin
         for p in layers.parameters():
             if p.dim() == 2:
                 p.mul_(narrower**0.5)

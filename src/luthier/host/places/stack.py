@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,9 +26,7 @@ class Stack(Part):
 
     blocks: callables h -> h, or `block(h, module)` to call another module with the block's own arguments; h: (rows, tokens,
     width) as it enters the first block; ts: the part's tensors by block; network: what `build` returned.
-    `frozen_blocks`: no gradient enters a block, so that their outputs may come from the prefix cache. Where such a part
-    walks two towers of which one reads the other, the reader's own blocks read what the base's blocks left and the side
-    modules what `run` returned: the tower then hands on both, one behind the other.
+    `frozen_blocks`: no gradient enters a block, so that their outputs may come from the prefix cache.
     """
 
     frozen_blocks: ClassVar[bool] = False
@@ -37,6 +35,17 @@ class Stack(Part):
         self, blocks: Sequence[Block], h: Tensor, ts: Sequence[T], network: nn.Module | None, ctx: Context
     ) -> Tensor:
         raise NotImplementedError
+
+    def sides(self, placed: Placed) -> int:
+        """How many side states it has where it walks two towers of which one reads the other. The reader's own blocks then read what
+        the base's blocks left, and side modules what `run` returned, so many states one behind the other: the tower hands on
+        all of them (`Block.handed_on`). 0: what `run` returns takes the place of the base's state."""
+        return int(self.frozen_blocks)
+
+    def caching(self, network: Any) -> Iterable[nn.Module]:
+        """The modules of one tower's network that `run` calls in blocks' places, in order: each keeps keys of its own in a
+        key/value cache, behind the base's, so that beams reorder them too."""
+        return ()
 
     def install(self, placed: Placed, adapted: Adapted) -> Iterator[Any]:
         towers = {a.site.tower for a in placed.ats()}
@@ -78,13 +87,19 @@ class Block:
         self.module, self.forward, self.args, self.kwargs = module, forward, args, kwargs
         self.index, self.walk, self.done = index, walk, done
 
-    def __call__(self, h: Tensor, module: nn.Module | None = None) -> Tensor:
-        whose = "base" if module is None else "side"
+    @property
+    def handed_on(self) -> bool:
+        """Whether what `run` returns goes to another tower, beside the base's states."""
+        return self.walk.sides > 0
+
+    def __call__(self, h: Tensor, module: nn.Module | None = None, side: int = 1) -> Tensor:
+        """What the block returns, or another module in its place, which belongs to the side state of this number."""
+        whose = 0 if module is None else side
         args = tuple(self._now(a, whose) for a in self.args)
         kwargs = {k: self._now(v, whose) for k, v in self.kwargs.items()}
         if module is not None:
             for past in (v for v in (*args, *kwargs.values()) if hasattr(v, "get_seq_length")):
-                _room(past, 2 * len(self.walk.blocks))
+                _room(past, self.walk.slots)
         cache = self.walk.adapted.cache
         if module is None and cache is not None and self.walk.placed.part.frozen_blocks:  # type: ignore[attr-defined]
             ready = cache.output(self.walk.tower, self.index)
@@ -98,17 +113,17 @@ class Block:
         self.done[whose, self.index] = out
         return out[0] if isinstance(out, tuple) else out
 
-    def _now(self, value: Any, whose: str) -> Any:
-        """What the base's blocks, or the side modules, really returned for a placeholder; for side modules, the side's
-        half of what another tower handed on."""
+    def _now(self, value: Any, whose: int) -> Any:
+        """What the base's blocks (0), or a side's modules, really returned for a placeholder; for side modules, the side's
+        own of what another tower handed on."""
         if not isinstance(value, Later):
-            return self.walk.aside(value) if whose == "side" else value
+            return self.walk.aside(value, whose) if whose else value
         out = self.done.get((whose, value.block))
         return out[value.slot] if out is not None else None
 
 
 def _room(past: Any, layers: int) -> None:
-    """A side layer keeps its keys in the same cache, behind the base's, so that beams reorder them too."""
+    """Room for so many layers in a key/value cache."""
     from transformers.cache_utils import DynamicLayer
 
     for held in (getattr(past, "self_attention_cache", past), getattr(past, "cross_attention_cache", None)):
@@ -122,33 +137,44 @@ class Walk:
     def __init__(self, placed: Placed, adapted: Adapted, tower: str):
         self.placed, self.adapted, self.tower = placed, adapted, tower
         self.blocks = adapted.structure.tower(tower).blocks
+        self.slots = len(self.blocks)
+        """How many layers keep keys in a cache: the base's, and behind them the side modules."""
+        for whose in (placed, *placed.members):
+            network = whose.network_of(tower)
+            for layer in whose.part.caching(network) if network is not None else ():  # type: ignore[attr-defined]
+                for m in layer.modules():
+                    if isinstance(getattr(m, "layer_idx", None), int):
+                        m.layer_idx = self.slots
+                self.slots += 1
         walked = {a.site.tower for a in placed.ats()}
-        frozen = placed.part.frozen_blocks  # type: ignore[attr-defined]
-        self.hands_on_both = frozen and any(
-            t.reads == tower and t.name in walked for t in adapted.structure.towers
-        )
+        read = any(t.reads == tower and t.name in walked for t in adapted.structure.towers)
+        self.sides = placed.part.sides(placed) if read else 0  # type: ignore[attr-defined]
 
     @property
     def owner(self) -> str:
         return self.placed.owner
 
     def split(self, states: Tensor, ctx: Context, mask: Tensor | None) -> Tensor:
-        """The base's half of what this tower handed on, (rows, 2 * tokens, width); the side's is kept for `aside`."""
-        n, odd = divmod(states.shape[1], 2)
+        """The base's part of what this tower handed on, (rows, (1 + sides) * tokens, width); the sides' are kept for `aside`."""
+        n, odd = divmod(states.shape[1], 1 + self.sides)
         if odd or (mask is not None and mask.shape[-1] > n):
             raise ModelError(
                 f"{self.placed.part.name} was not active when the tower {self.tower!r} ran, but is where it is read. "
                 "Run both with it attached."
             )
-        halves = states[:, :n], states[:, n:]
-        ctx.made[f"halves:{self.tower}"] = halves
-        return halves[0]
+        pieces = states.split(n, 1)
+        ctx.made[f"pieces:{self.tower}"] = pieces
+        return pieces[0]
 
-    def aside(self, value: Any) -> Any:
-        """The side's half in the place of the base's."""
+    def last(self, states: Tensor) -> Tensor:
+        """The last side's part of what this tower handed on: what is seen of it from outside."""
+        return states[:, -(states.shape[1] // (1 + self.sides)) :]
+
+    def aside(self, value: Any, side: int) -> Any:
+        """A side's part in the place of the base's."""
         ctx = self.placed.ats()[0].ctx
-        halves = ctx.made.get(f"halves:{self.adapted.structure.tower(self.tower).reads}") if ctx else None
-        return halves[1] if halves is not None and value is halves[0] else value
+        pieces = ctx.made.get(f"pieces:{self.adapted.structure.tower(self.tower).reads}") if ctx else None
+        return pieces[side] if pieces is not None and value is pieces[0] else value
 
 
 class Deferred:
@@ -195,13 +221,10 @@ class Deferred:
             for a in walk.placed.ats()
             if a.site.tower == walk.tower and a.site.role == "block"
         ]
-        network = walk.placed.network
-        if isinstance(network, nn.ModuleDict) and walk.tower in network:
-            network = network[walk.tower]
-        out = walk.placed.part.run(state["calls"], state["h"], ts, network, ctx)  # type: ignore[attr-defined]
-        if walk.hands_on_both:
-            own = state["done"]["base", self.index]
-            out = torch.cat([(own[0] if isinstance(own, tuple) else own).detach(), out], 1)
+        out = walk.placed.part.run(state["calls"], state["h"], ts, walk.placed.network_of(walk.tower), ctx)  # type: ignore[attr-defined]
+        if walk.sides:
+            own = state["done"][0, self.index]
+            out = torch.cat([own[0] if isinstance(own, tuple) else own, out], 1)
         return self._returned(module, out)
 
     def _returned(self, module: nn.Module, h: Tensor) -> Any:

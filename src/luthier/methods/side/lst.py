@@ -20,11 +20,9 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from luthier.errors import OptionError
-from luthier.host.applicable import Reason, because
 from luthier.host.part import method
 from luthier.host.places import Stack
-from luthier.starts.narrow import Sizes, largest, narrow, redraw
+from luthier.starts.narrow import check_reduction, narrow, redraw, sizes_of
 
 
 class Ladder(nn.Module):
@@ -48,11 +46,10 @@ class LST(Stack):
     frozen_blocks = True
 
     def check(self, sites):
-        for s in sites:
-            if s.in_features and s.in_features < self.reduction:
-                raise OptionError(
-                    f"lst: reduction={self.reduction} leaves nothing of the width {s.in_features}."
-                )
+        check_reduction(self.name, self.reduction, sites)
+
+    def caching(self, network):
+        return network.layers
 
     def build(self, base, sites, rng):
         from luthier.host.structure import structure_of
@@ -61,34 +58,13 @@ class LST(Stack):
         return nn.ModuleDict({t.name: self.ladder(base, structure, t, rng) for t in structure.towers})
 
     def ladder(self, base: Any, structure, tower, rng) -> Ladder:
-        first = next((s for s in structure.sites if s.role == "attention" and s.tower == tower.name), None)
-        if first is None or not first.head_dim:
-            raise because(
-                OptionError(
-                    f"lst: the blocks of {structure.model} are not attention blocks; the side layers are cut from those."
-                ),
-                Reason.NO_ATTENTION_BLOCKS,
-            )
-        query = structure.partner(first, "attention.query")
-        heads = query.out_features // first.head_dim if query is not None else first.heads
-        embedding = (
-            base.get_submodule(tower.embedding).weight
-            if tower.embedding
-            else base.get_submodule(query.path).weight
-        )
-        count = max(1, tower.width // self.reduction)
-        keep = largest(embedding.detach().float(), count, 1)
-        kv = max(1, first.heads // self.reduction)
-        groups = heads // first.heads
-        sizes = Sizes(keep, kv * groups, kv, first.head_dim, tower.width, heads, first.heads, self.reduction)
-        layers = []
-        for i, path in enumerate(tower.blocks):
-            layer = narrow(base.get_submodule(path), path, list(structure.sites), sizes).float()
-            for m in layer.modules():  # keys of its own behind the base's in a key/value cache
-                if isinstance(getattr(m, "layer_idx", None), int):
-                    m.layer_idx = len(tower.blocks) + i  # type: ignore[assignment]
-            layers.append(layer)
-        made = Ladder(layers, tower.width, keep, rng)
+        sizes = sizes_of(base, structure, tower, self.reduction, self.name)
+        count = len(sizes.width)
+        layers = [
+            narrow(base.get_submodule(path), path, list(structure.sites), sizes).float()
+            for path in tower.blocks
+        ]
+        made = Ladder(layers, tower.width, sizes.width, rng)
         if self.initial == "random":
             redraw(made.layers, base, tower.width / count, rng)
             for p in made.down:
