@@ -65,9 +65,7 @@ def compare(
     train_rows: Annotated[
         int | None, typer.Option("--train-rows", min=1, help="Train on the first rows only.")
     ] = None,
-    epochs: Annotated[
-        float | None, typer.Option("--epochs", min=0, help="Passes over the training rows [3].")
-    ] = None,
+    epochs: options.Epochs = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows per step [32].")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed, and that of the split.")] = 0,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",

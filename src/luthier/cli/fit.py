@@ -53,19 +53,15 @@ def fit(
         str | None, typer.Option("--test", help="A file of test rows; else a part is split off.")
     ] = None,
     limit: options.Limit = None,
-    epochs: Annotated[
-        float | None, typer.Option("--epochs", min=0, help="Passes over the training rows [3].")
-    ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps, instead of epochs.")] = None,
+    epochs: options.Epochs = None,
+    steps: options.Steps = None,
     batch_size: options.Batch = None,
     micro_batch: Annotated[
         int | None,
         typer.Option("--micro-batch", min=1, help="Rows at a time, adding up to a step; less memory."),
     ] = None,
-    rate: Annotated[
-        float | None, typer.Option("--rate", min=0, help="Learning rate; else the method's own.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of all that is random.")] = 0,
+    rate: options.Rate = None,
+    seed: options.Drawn = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     precision: Annotated[str | None, typer.Option("--precision", help="Of training: fp32 or bf16.")] = None,

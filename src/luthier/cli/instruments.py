@@ -494,9 +494,7 @@ def waywardness(
     ] = None,
     most: Annotated[float, typer.Option("--most", min=0, help="What a wayward prompt may lose.")] = 0.05,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Of each run; else 3 epochs.")] = None,
-    rate: Annotated[
-        float | None, typer.Option("--rate", min=0, help="Learning rate; else the method's own.")
-    ] = None,
+    rate: options.Rate = None,
     signal: Annotated[
         str | None, typer.Option("--signal", help="As of fit: choices ranks the labels as answers.")
     ] = None,

@@ -29,7 +29,7 @@ def meta(
     rows: Annotated[int, typer.Option("--rows", min=2, help="Rows of support, and of query.")] = 16,
     ways: Annotated[int, typer.Option("--ways", min=2, max=10, help="Choices of a question.")] = 4,
     clusters: Annotated[int, typer.Option("--clusters", min=2, help="Clusters of sentences.")] = 250,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of all that is random.")] = 0,
+    seed: options.Drawn = 0,
     device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,

@@ -46,18 +46,14 @@ def multilingual(
     ] = False,
     input: options.Input = None,
     label: options.Label = None,
-    epochs: Annotated[
-        float | None, typer.Option("--epochs", min=0, help="Passes over the training rows [3].")
-    ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps, instead of epochs.")] = None,
+    epochs: options.Epochs = None,
+    steps: options.Steps = None,
     batch_size: options.Batch = None,
-    rate: Annotated[
-        float | None, typer.Option("--rate", min=0, help="Learning rate; else the method's own.")
-    ] = None,
+    rate: options.Rate = None,
     signal: Annotated[
         str | None, typer.Option("--signal", help="As of fit: 'contrastive temperature=0.1'.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of all that is random.")] = 0,
+    seed: options.Drawn = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.Json = False,

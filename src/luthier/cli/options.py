@@ -60,6 +60,10 @@ Dtype = Annotated[str, typer.Option("--dtype", help="Of the base model: auto, fl
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Batch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows per step.")]
+Epochs = Annotated[float | None, typer.Option("--epochs", min=0, help="Passes over the training rows [3].")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Steps, instead of epochs.")]
+Rate = Annotated[float | None, typer.Option("--rate", min=0, help="Learning rate; else the method's own.")]
+Drawn = Annotated[int, typer.Option("--seed", min=0, help="Of all that is random.")]
 
 
 def given(**settings: Any) -> dict[str, Any]:

@@ -182,12 +182,10 @@ def share(
         typer.Option("--after", metavar="DIR", help="A shared prompt of other tasks to begin with."),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Of the joint training.")] = 1000,
-    rate: Annotated[
-        float | None, typer.Option("--rate", min=0, help="Learning rate; else the method's own.")
-    ] = None,
+    rate: options.Rate = None,
     batch_size: options.Batch = None,
     limit: options.Limit = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of all that is random.")] = 0,
+    seed: options.Drawn = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.Json = False,

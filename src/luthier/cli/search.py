@@ -60,7 +60,7 @@ def search(
         float | None, typer.Option("--rate", min=0, help="Learning rate; else each part's own.")
     ] = None,
     signal: Annotated[str | None, typer.Option("--signal", help="As of fit.")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of all that is random.")] = 0,
+    seed: options.Drawn = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.Json = False,

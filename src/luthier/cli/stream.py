@@ -40,9 +40,7 @@ def stream(
         int | None, typer.Option("--steps", min=1, help="Of each task, instead of epochs.")
     ] = None,
     batch_size: options.Batch = None,
-    rate: Annotated[
-        float | None, typer.Option("--rate", min=0, help="Learning rate; else the method's own.")
-    ] = None,
+    rate: options.Rate = None,
     signal: Annotated[str | None, typer.Option("--signal", help="As of fit.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the first task.")] = 0,
     device: options.Device = "auto",
