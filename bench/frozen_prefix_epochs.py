@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from luthier.methods.low_rank.lora import LoRA
     from luthier.methods.side.lst import LST
 
-    rows, pairs = (64, 1) if given.smoke else (192, given.pairs or 4)
+    rows, pairs = (16, 1) if given.smoke else (192, given.pairs or 4)
     model = lt.load("builtin:minilm", device="cpu")
     data, version, figures = texts(rows), timing.peft_version(), []
     upper = LoRA(rank=8, targets="attention.query[-2:] | attention.value[-2:]")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from luthier import methods
 from luthier.errors import LuthierError
-from luthier.host import Adaptation, Adapted, Part
+from luthier.host import Adaptation, Adapted, Part, structure
 from luthier.host.adaptation import site_weight
 from luthier.host.applicable import Ability, Reason, why_not
 from luthier.host.calibrate import calibrate
@@ -140,7 +140,10 @@ class Cell:
 
     def base(self) -> nn.Module:
         """A copy of the architecture's one random model."""
-        return template(self.architecture).copy()
+        made = template(self.architecture).copy()
+        structure_of(prototype(self.architecture))
+        structure._KNOWN[made] = structure._KNOWN[prototype(self.architecture)]  # it need not be found again
+        return made
 
     def batch(self, **options: Any) -> dict[str, Tensor]:
         return bed.batch(self.architecture, **options)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from luthier.data import Split, Task, class_weights, load_data
+from luthier.data import Data, Split, Task, class_weights, load_data
 from luthier.errors import DataError
 
 
@@ -67,3 +67,11 @@ def test_class_weights_are_inverse_frequencies_of_mean_one():
 def test_a_card_that_is_no_task_is_refused(card):
     with pytest.raises(DataError, match="Not a task"):
         Task.from_card(card)
+
+
+def test_data_says_how_much_of_what_it_is():
+    task = Task(kind="classification", modality="text", labels=("a", "b"), input="t", label="l")
+    part = Split(["x"] * 1200, np.zeros(1200, np.int64))
+    data = Data(part, None, part.select([0]), task, "mine")
+    assert repr(data) == "Data('mine', classification of 2 labels, 1,200 train, 1 test rows)"
+    assert repr(part) == "Split(1,200 rows)" and repr(Split(["x"])) == "Split(1 rows, without labels)"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from luthier.data.task import Task
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """A sequence of rows.
 
@@ -48,6 +48,9 @@ class Split:
             )
         if self.targets is not None and len(self.inputs) != len(self.targets):
             raise DataError(f"{len(self.inputs)} inputs with {len(self.targets)} targets: one target a row")
+
+    def __repr__(self) -> str:
+        return f"Split({len(self):,} rows{'' if self.targets is not None else ', without labels'})"
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -88,7 +91,7 @@ class Split:
         return state.hexdigest()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Data:
     """The parts of a data set with the task that they pose.
 
@@ -113,6 +116,12 @@ class Data:
     def rows(self) -> dict[str, int]:
         """How many rows each part has."""
         return {name: len(part) for name, part in self.parts.items()}
+
+    def __repr__(self) -> str:
+        """What it is and how much of it there is, on one line: the rows themselves are in its parts."""
+        rows = ", ".join(f"{n:,} {name}" for name, n in self.rows.items())
+        classes = f" of {len(self.task.labels)} labels" if self.task.labels else ""
+        return f"Data({self.name!r}, {self.task.kind}{classes}, {rows} rows)"
 
     @cached_property
     def digest(self) -> str:
