@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +43,7 @@ def mix(
     """
     from luthier.data.load import load_data
     from luthier.data.unlabelled import mixed, read_texts
+    from luthier.data.write import write_jsonl
 
     folder = Path(out)
     if folder.exists() and any(folder.iterdir()):
@@ -60,11 +60,11 @@ def mix(
     made = mixed(rows, several, language=language, task=task, objectives=wanted, share=share, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in made.parts.items():
-        lines = [
-            json_module.dumps({"input": x, "target": y, "language": told, "task": what}, ensure_ascii=False)
+        records = [
+            {"input": x, "target": y, "language": told, "task": what}
             for x, y, (told, what) in zip(part.inputs, part.targets, part.attributes.tolist(), strict=True)
         ]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_jsonl(folder / f"{name}.jsonl", records)
     languages = list(dict.fromkeys([language, *several]))
     if json:
         as_json({"rows": made.rows, "languages": languages, "tasks": [task, *wanted], "out": out})

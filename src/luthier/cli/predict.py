@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -187,15 +186,10 @@ def predictions(fitted: Any, rows: Any, top: int | None, **settings: Any) -> lis
 
 
 def write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
-    """One JSON object per line; the file appears whole or not at all."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.writelines(json_module.dumps(r, ensure_ascii=False) + "\n" for r in records)
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    """One prediction per line."""
+    from luthier.data.write import write_jsonl
+
+    write_jsonl(path, records)
 
 
 def write_csv(path: Path, records: list[dict[str, Any]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,6 +62,7 @@ def verbalise(
     luthier verbalise restaurants.csv --entity name --out facts/ --pairs probe.jsonl
     """
     from luthier.data.facts import SENTENCE, Wording, by_entity, contrasted, masked_facts, read_facts
+    from luthier.data.write import write_jsonl
 
     folder = Path(out)
     if folder.exists() and any(folder.iterdir()):
@@ -83,9 +83,9 @@ def verbalise(
     told = contrasted(facts, question, answer, seed=seed) if pairs is not None else []
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in (("train", rows), ("validation", asked), ("test", asked)):
-        _write(folder / f"{name}.jsonl", [{"input": r.input, "target": r.target} for r in part])
+        write_jsonl(folder / f"{name}.jsonl", [{"input": r.input, "target": r.target} for r in part])
     if pairs is not None:
-        _write(Path(pairs), [{"context": p.context, "right": p.right, "wrong": p.wrong} for p in told])
+        write_jsonl(Path(pairs), [{"context": p.context, "right": p.right, "wrong": p.wrong} for p in told])
     counts = dict(Counter(r.form for r in rows))
     if json:
         found = {"facts": len(facts), "entities": len(by_entity(facts)), "slots": slots(facts)}
@@ -101,8 +101,3 @@ def verbalise(
 def slots(facts: list[Any]) -> list[str]:
     """The slots of some facts, in their order."""
     return list(dict.fromkeys(f.slot for f in facts))
-
-
-def _write(path: Path, rows: list[dict[str, str]]) -> None:
-    lines = [json_module.dumps(row, ensure_ascii=False) for row in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

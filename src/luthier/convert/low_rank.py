@@ -46,6 +46,8 @@ A, B, M = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 
 def to_config(pieces: Sequence[Piece], base: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """peft's configuration and tensors of a sum of low-rank updates, or of one DoRA."""
+    from luthier.methods.low_rank.dora import row_norms
+
     dora = any(p.part.name == "dora" for p in pieces)
     if dora:
         one(pieces, "DoRA")
@@ -62,7 +64,9 @@ def to_config(pieces: Sequence[Piece], base: nn.Module) -> tuple[dict[str, Any],
                 turned[site.path] = site.transposed
                 if dora and not anchor:
                     if site.path not in magnitudes:
-                        magnitudes[site.path] = _lengths(base.get_submodule(site.path), site.transposed)
+                        weight: Any = base.get_submodule(site.path).weight
+                        weight = weight.detach().float()
+                        magnitudes[site.path] = row_norms(weight.T if site.transposed else weight)
                     magnitudes[site.path][slice(*site.rows) if site.rows else slice(None)] = t["m"]
     order = [n for n, _ in base.named_modules() if n in terms]
     tensors: dict[str, Tensor] = {}
@@ -95,12 +99,6 @@ def to_config(pieces: Sequence[Piece], base: nn.Module) -> tuple[dict[str, Any],
         "alpha_pattern": {pattern_key(p): a for p, a in alphas.items() if a != alpha},
     }
     return config, tensors
-
-
-def _lengths(module: Any, turned: bool) -> Tensor:
-    """(out,) of the weight's rows: the magnitudes of a DoRA that changes nothing."""
-    weight = module.weight.detach().float()
-    return (weight.T if turned else weight).norm(dim=1)
 
 
 def from_folder(folder: Folder, base: nn.Module, drop: frozenset[str]) -> Imported:

@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from luthier.convert.folder import CONFIG, Folder, number
 from luthier.convert.names import exactly
 from luthier.convert.parts import Imported, Piece
-from luthier.convert.whole import plain, read, seed_of, whole
+from luthier.convert.whole import makes, plain, read, seed_of, whole
 from luthier.errors import FileFormatError, ModelError
 from luthier.host.sites import Site
 
@@ -103,10 +102,9 @@ def _method(folder: Folder, sites: Sequence[Site], rank: int, targets: str) -> A
         values = folder.tensors()
         for basis in ("uniform", "ternary"):
             method = RandLoRA(rank=rank, scale=scale, seed=seed, basis=basis, targets=targets)
-            specs: Any = method.shared(sites)
-            drawn = [specs[k].start(specs[k].shape, torch.Generator()) for k in ("A", "B")]
-            here = dict(zip((A, B), bases(drawn[0], drawn[1], sites, rank), strict=True))
-            if all(torch.allclose(here[k], values[k], rtol=1e-5, atol=1e-7) for k in here):
+            if makes(
+                method, sites, values, lambda a, b: dict(zip((A, B), bases(a, b, sites, rank), strict=True))
+            ):
                 return method
     raise FileFormatError(
         f"{CONFIG}: the bases are not what luthier makes of projection_prng_key={seed}: peft draws its own in half precision, which "

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from luthier.convert.folder import CONFIG, Folder, number
 from luthier.convert.names import exactly
 from luthier.convert.parts import Imported, Piece
-from luthier.convert.whole import named, read, seed_of, whole
+from luthier.convert.whole import makes, named, read, seed_of, whole
 from luthier.errors import FileFormatError
 
 READ = frozenset({"r", "projection_prng_key", "save_projection", "vera_dropout", "d_initial"})
@@ -54,7 +53,9 @@ def from_folder(folder: Folder, base: nn.Module, drop: frozenset[str]) -> Import
                 f"The shared pair is {stored}, and these modules need {wanted}: it is another base."
             )
         values = folder.tensors()
-        made = [m for m in (method, VeRA(**options)) if _makes(m, was.sites, values)]
+        made = [
+            m for m in (method, VeRA(**options)) if makes(m, was.sites, values, lambda a, b: {A: a, B: b})
+        ]
         if not made:
             raise FileFormatError(
                 f"{CONFIG}: the shared pair {A}, {B} is not what projection_prng_key={seed} makes, and luthier's vera keeps the seed alone. Merge it in peft and load the merged model."
@@ -65,13 +66,3 @@ def from_folder(folder: Folder, base: nn.Module, drop: frozenset[str]) -> Import
         return {(0, s.name, ours): found[was.keys[s.name][k]] for s in was.sites for k, ours in NAMES.items()}
 
     return Imported(method, [list(was.sites)], fill, was.notes)
-
-
-def _makes(method: Any, sites: Sequence[Any], values: Mapping[str, Tensor]) -> bool:
-    """Whether this method's seed makes the file's pair."""
-    specs = method.shared(sites)
-    rng = torch.Generator()
-    return all(
-        torch.allclose(specs[n].start(specs[n].shape, rng), values[k], rtol=1e-5, atol=1e-7)
-        for n, k in (("A", A), ("B", B))
-    )

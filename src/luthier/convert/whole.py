@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from luthier.convert.folder import CONFIG, PREFIX, Folder, check_keys
@@ -82,6 +83,13 @@ def read(folder: Folder, base: nn.Module, drop: frozenset[str], known: frozenset
     sites = [s for s in structure.sites if s in resolved.sites.values()]
     keys = {s.name: modules[n] for n, s in resolved.sites.items()}
     return Read(sites, keys, targets_of(structure, sites), notes)
+
+
+def makes(method: Any, sites: Sequence[Site], found: Mapping[str, Tensor], as_peft: Callable[[Tensor, Tensor], Mapping[str, Tensor]]) -> bool:  # fmt: skip
+    """Whether a method's seed makes the shared pair of a file. as_peft: A and B here -> the tensors of the file."""
+    specs = method.shared(sites)
+    a, b = (specs[k].start(specs[k].shape, torch.Generator()) for k in ("A", "B"))
+    return all(torch.allclose(v, found[k], rtol=1e-5, atol=1e-7) for k, v in as_peft(a, b).items())
 
 
 def seed_of(config: Mapping[str, Any], key: str, default: int) -> int:

@@ -1,12 +1,14 @@
 """Writing what data says without letting it act: no terminal escapes, no formulas, no half-written file."""
 
 import csv
+import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _ESCAPES = re.compile(
     "\x1b\\[[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor, erase
@@ -50,14 +52,26 @@ def cell(value: Any) -> Any:
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Writes rows as UTF-8 CSV with every cell made safe by `cell`; the file appears whole or not at all."""
-    path = Path(path)
+    with _whole(Path(path)) as file:
+        # all text is quoted: the writer leaves a lone carriage return bare, and readers end the row there
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        writer.writerow([cell(name) for name in header])
+        writer.writerows([cell(value) for value in row] for row in rows)
+
+
+def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one JSON object per line, in UTF-8; the file appears whole or not at all."""
+    with _whole(Path(path)) as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[IO[str]]:
+    """A file beside `path` that takes its place when the block ends, and is gone where that fails."""
     handle, aside = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            # all text is quoted: the writer leaves a lone carriage return bare, and readers end the row there
-            writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-            writer.writerow([cell(name) for name in header])
-            writer.writerows([cell(value) for value in row] for row in rows)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         mask = os.umask(0)

@@ -31,6 +31,11 @@ def plain(text: str) -> str:
     )
 
 
+def cut(text: str) -> str:
+    """At most SHOWN characters."""
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
 def check_task(model: Any, data: Any) -> None:
     """Refuse data and model that cannot meet, before anything is made."""
     task = data.task
@@ -118,7 +123,7 @@ def example(model: Any, data: Any, encoded: Encoded) -> str:
         seen = plain(" ".join(pieces))
     else:
         seen = ", ".join(f"{k} {tuple(getattr(v, 'shape', ()))}" for k, v in row.items())
-    seen = seen if len(seen) <= SHOWN else seen[: SHOWN - 3] + "..."
+    seen = cut(seen)
     if task.kind == "text2text":
         return seen
     return f"{seen}  ->  {answer(data.train.targets[0], task)}"
@@ -127,15 +132,13 @@ def example(model: Any, data: Any, encoded: Encoded) -> str:
 def answer(target: Any, task: Any) -> str:
     """A target in words."""
     if task.kind == "retrieval":
-        said = plain(str(target))
-        return said if len(said) <= SHOWN else said[: SHOWN - 3] + "..."
+        return cut(plain(str(target)))
     if task.kind == "classification":
         return plain(str(task.labels[int(target)]))
     if task.kind == "multilabel":
         return plain(", ".join(str(n) for n, t in zip(task.labels, target) if t)) or "(none)"
     if task.kind == "tagging":
-        said = plain(" ".join(str(task.labels[int(t)]) for t in target))
-        return said if len(said) <= SHOWN else said[: SHOWN - 3] + "..."
+        return cut(plain(" ".join(str(task.labels[int(t)]) for t in target)))
     return f"{float(target):.4g}"
 
 
