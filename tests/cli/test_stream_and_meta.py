@@ -5,9 +5,10 @@ import json
 import pytest
 
 from luthier.cli.main import main
+from tests.few import few
 
 MODEL = ["--model", "builtin:t5", "--device", "cpu", "--quiet"]
-QUICK = ["--limit", "16", "--steps", "1", "--batch-size", "8", "--signal", "choices"]
+QUICK = ["--steps", "1", "--batch-size", "8", "--signal", "choices"]
 
 
 def run(capsys, *arguments):
@@ -18,7 +19,7 @@ def run(capsys, *arguments):
 
 def test_a_stream_writes_one_folder_per_task_and_says_each_ones_score(tmp_path, capsys):
     out = tmp_path / "s"
-    tasks = ["--data", "builtin:verdicts", "--data", "builtin:departments"]
+    tasks = [x for n in ("verdicts", "departments") for x in ("--data", few(n, tmp_path / n))]
     given = ["stream", *MODEL, *tasks, "--method", "q_tuning", "--set", "length=2", "shared_length=2", *QUICK]
     code, said, _ = run(capsys, *given, "--out", str(out), "--json")
     assert code == 0
@@ -32,13 +33,15 @@ def test_a_stream_writes_one_folder_per_task_and_says_each_ones_score(tmp_path, 
 
 def test_a_start_is_learned_from_text_and_a_fit_begins_with_it(tmp_path, capsys):
     out = tmp_path / "start"
-    learn = ["meta", *MODEL, "--text", "builtin:verdicts", "--set", "length=2", "rank=4", "--out", str(out)]
+    rows = few("verdicts", tmp_path / "rows", train=120)
+    learn = ["meta", *MODEL, "--text", rows, "--set", "length=2", "rank=4", "--out", str(out)]
     small = ["--steps", "1", "--tasks", "1", "--rows", "4", "--ways", "3", "--clusters", "6", "--json"]
     code, said, _ = run(capsys, *learn, *small)
     assert code == 0
     told = json.loads(said)
     assert told["meta"]["rows"] == 4 and told["clusters"] >= 3 and told["last_loss"] > 0
-    fit = ["fit", *MODEL, "--data", "builtin:verdicts", "--method", "supmer", "--set", "length=2", "rank=4"]
+    fit = ["fit", *MODEL, "--data", rows, "--method", "supmer"]
+    fit += ["--set", "length=2", "rank=4"]
     code, said, _ = run(capsys, *fit, *QUICK, "--after", str(out), "--out", str(tmp_path / "run"), "--json")
     assert code == 0 and json.loads(said)["parameters"] == 2 * 160
     held = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]

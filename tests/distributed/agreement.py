@@ -30,7 +30,7 @@ CASES = {  # the last batch of an epoch holds one row: one of two processes has 
     "lst": ("encoder", "lst", {"reduction": "4"}, {}),
     "xprompt": ("encoder", "xprompt", {"length": "4", "pieces": "4", "scored": "2"}, {}),
     "half": ("encoder", "half_fine_tuning", {"stages": "2"}, {"rate": 1e-3}),
-    "writes": ("decoder", "lora", {"rank": "2"}, {"max_new_tokens": 3}),
+    "writes": ("decoder", "lora", {"rank": "2"}, {"max_new_tokens": 3, "micro_batch": 3}),
 }
 SHARDED = ("lora", "prompts", "bitfit", "writes")
 REFUSED = ("lst", "full")

@@ -43,6 +43,9 @@ def test_ten_steps_and_figures_are_those_of_one_process(name, fitted):
     for part in ("validation", "test"):
         assert b[part] == pytest.approx(a[part], abs=1e-3)
     assert (a["steps"], a["parameters"], a["rows"]) == (b["steps"], b["parameters"], b["rows"])
+    logs = [[json.loads(line) for line in (f / "log.jsonl").read_text().splitlines()] for f in (one, two)]
+    losses = [[r["loss"] for r in log if "loss" in r] for log in logs]
+    assert len(losses[0]) > 0 and losses[1] == pytest.approx(losses[0], abs=1e-4)
     assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
 
 

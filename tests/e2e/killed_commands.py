@@ -4,16 +4,19 @@
 
 Every command is a forked child, so that libraries are imported once. What a child does to its output folder is seen by an audit
 hook (opening for writing, renaming, removing, making) and by the barriers of `luthier.train.checkpoint`; both are
-events, numbered as they come. A kill is os.kill(own pid, SIGKILL) inside the n-th event of a name, before it takes effect: that
-the child died by that signal shows that the point was reached. "half" kills first cut the file that is to be renamed in half.
+events, numbered as they come. What a kill inside the n-th event of a name would leave, before it takes effect, is copied while one
+child goes through all of them: only what was written to files is there, as after SIGKILL. "half" then cuts the file that is to be
+renamed in half. Kills at any moment are SIGKILL from outside.
 """
 
+import collections
 import contextlib
 import fnmatch
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import time
@@ -148,24 +151,26 @@ def different(a, b):
     return sorted(k for k in {*a, *b} if a.get(k) != b.get(k))
 
 
-def cut(paths):
+def cut(path):
     """Leave half of the file (or of the largest file of the folder) that was about to be renamed."""
-    path = Path(paths[0])
     if path.is_dir():
         path = max(path.iterdir(), key=lambda p: p.stat().st_size)
     with contextlib.suppress(OSError):
         os.truncate(path, path.stat().st_size // 2)
 
 
-def killing(point, visit, half):
-    count = [0]
+def leaving(plans, out, home):
+    """Copies `out` to home/NUMBER of a plan when its event comes."""
+    count = collections.Counter()
 
     def act(name, paths):
-        count[0] += name == point
-        if name == point and count[0] == visit:
-            if half and paths:
-                cut(paths)
-            os.kill(os.getpid(), signal.SIGKILL)
+        count[name] += 1
+        for number, (point, visit, half, wait) in enumerate(plans):
+            if wait is None and (point, visit) == (name, count[name]):
+                copy = home / str(number)
+                shutil.copytree(out, copy) if out.exists() else copy.mkdir()
+                if half and paths:
+                    cut(copy / os.path.relpath(paths[0], out))
 
     return act
 
@@ -224,10 +229,15 @@ def kill_and_resume(scenario, folder, rng):
         took = time.monotonic() - began
     seen = events.read_text().splitlines()
     expected, found = result(scenario, home / "whole"), []
-    for number, (point, visit, half, wait) in enumerate(choose(scenario, seen, took, rng)):
+    plans = choose(scenario, seen, took, rng)
+    status, said = child(folder, scenario, home / "on", leaving(plans, home / "on", home))
+    assert status == 0, said
+    for number, (point, visit, half, wait) in enumerate(plans):
         out = home / str(number)
-        status, _ = child(folder, scenario, out, killing(point, visit, half), wait)
-        reached = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        reached = out.exists()
+        if wait is not None:
+            status, _ = child(folder, scenario, out, lambda name, paths: None, wait)
+            reached = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         stood = checkpoint.read_newest(out / "checkpoints")
         again, said = child(folder, scenario, out, lambda name, paths: None)
         made = {"point": point, "visit": visit, "half": half, "reached": reached, "resumed": again}

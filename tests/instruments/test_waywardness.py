@@ -26,6 +26,7 @@ from luthier.methods.prompts.deep_prompt import DeepPrompt
 from luthier.methods.prompts.near_text import NearText, distance
 from luthier.methods.prompts.prompt_tuning import PromptTuning
 from luthier.starts.vocabulary import Vocabulary
+from tests.few import few
 from tests.train import train_testbed as bed
 
 SETTINGS = {"steps": 3, "batch_size": 16, "progress": False, "seed": 1}
@@ -134,14 +135,12 @@ def test_ids_that_do_not_fit_and_prompts_without_words_are_refused(tiny):
 
 
 def test_the_commands_project_and_walk(tmp_path, capsys):
-    model, rows = (
-        ["--model", "builtin:llama"],
-        ["--data", "builtin:departments", "--limit", "10", "--signal", "choices"],
-    )
-    few = ["--steps", "1", "--batch-size", "2"]
+    model = ["--model", "builtin:llama"]
+    rows = ["--data", few("departments", tmp_path / "rows"), "--signal", "choices"]
+    quick = ["--steps", "1", "--batch-size", "2"]
     out = str(tmp_path / "run")
     near = ["--method", "near_text", "--set", "length=2"]
-    assert main(["fit", *model, *rows, *few, *near, "--quiet", "--out", out]) == 0
+    assert main(["fit", *model, *rows, *quick, *near, "--quiet", "--out", out]) == 0
     capsys.readouterr()
     assert main(["prompts", "words", out, "--near", "2", "--json"]) == 0
     words = json.loads(capsys.readouterr().out)
@@ -152,7 +151,7 @@ def test_the_commands_project_and_walk(tmp_path, capsys):
         "waywardness",
         *model,
         *rows,
-        *few,
+        *quick,
         "--texts",
         "1",
         "--tokens",

@@ -21,6 +21,7 @@ from luthier.methods.prompts.prompt_tuning import PromptTuning
 from luthier.methods.prompts.task_prompt import TaskPrompt
 from luthier.sources.rank_one import RankOne
 from luthier.starts.carried import Carried
+from tests.few import few
 from tests.host import bed
 
 KINDS = {
@@ -176,19 +177,8 @@ def test_a_run_that_started_elsewhere_is_another_run(llama, verdicts, tmp_path):
 
 
 def test_the_commands_combine_compare_and_after(tmp_path, capsys):
-    fit = [
-        "fit",
-        "--model",
-        "builtin:llama",
-        "--data",
-        "builtin:verdicts",
-        "--signal",
-        "choices",
-        "--limit",
-        "40",
-        "--steps",
-        "2",
-    ]
+    rows = few("verdicts", tmp_path / "rows")
+    fit = ["fit", "--model", "builtin:llama", "--data", rows, "--signal", "choices", "--steps", "2"]
     fit += ["--quiet", "--batch-size", "8"]
     for seed in "12":
         assert (

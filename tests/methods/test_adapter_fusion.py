@@ -16,6 +16,7 @@ from luthier.instruments.fusion import weights
 from luthier.methods.adapters.adapter_fusion import NOTE, AdapterFusion
 from luthier.methods.adapters.bottleneck import Adapter, ParallelAdapter
 from luthier.methods.low_rank.lora import LoRA
+from tests.few import few
 from tests.host import bed
 
 SETTINGS = {"steps": 3, "batch_size": 8, "progress": False, "seed": 2}
@@ -124,17 +125,8 @@ def test_what_cannot_be_a_member_is_refused(minilm, departments):
 
 
 def test_the_commands_fuse_adapters_and_show_their_weights(tmp_path, capsys):
-    common = [
-        "--model",
-        "builtin:bert",
-        "--data",
-        "builtin:departments",
-        "--limit",
-        "30",
-        "--steps",
-        "2",
-        "--quiet",
-    ]
+    rows = few("departments", tmp_path / "rows")
+    common = ["--model", "builtin:bert", "--data", rows, "--steps", "2", "--quiet"]
     for name in "ab":
         assert (
             main(["fit", *common, "--method", "adapter", "--set", "width=4", "--out", str(tmp_path / name)])
@@ -143,7 +135,7 @@ def test_the_commands_fuse_adapters_and_show_their_weights(tmp_path, capsys):
     members = [x for n in "ab" for x in ("--member", f"{n}={tmp_path / n}")]
     assert main(["fit", *common, "--method", "adapter_fusion", *members, "--out", str(tmp_path / "c")]) == 0
     capsys.readouterr()
-    shown = ["instruments", "fusion", str(tmp_path / "c"), "--data", "builtin:departments", "--rows", "8"]
+    shown = ["instruments", "fusion", str(tmp_path / "c"), "--data", rows, "--rows", "8"]
     assert main([*shown, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["rows"] == 8 and all(set(x) == {"a", "b"} for x in said["layers"].values())

@@ -22,6 +22,7 @@ from luthier.signals.distillation import answers, squared_distance
 from luthier.signals.objectives import CrossEntropy, NextToken
 from luthier.signals.task_embedding import prediction_states, similarity, task_embedding
 from luthier.starts.normal import Normal
+from tests.few import few
 from tests.host import bed
 
 SETTINGS = {"steps": 3, "batch_size": 8, "progress": False, "seed": 2}
@@ -205,19 +206,8 @@ def test_the_nearest_source_is_the_prompt_itself(llama, verdicts):
 
 
 def test_the_commands_distil_and_rank_sources(tmp_path, capsys):
-    fit = [
-        "fit",
-        "--model",
-        "builtin:llama",
-        "--data",
-        "builtin:verdicts",
-        "--signal",
-        "choices",
-        "--limit",
-        "40",
-        "--steps",
-        "3",
-    ]
+    rows = few("verdicts", tmp_path / "rows")
+    fit = ["fit", "--model", "builtin:llama", "--data", rows, "--signal", "choices", "--steps", "3"]
     fit += ["--quiet", "--batch-size", "8"]
     for seed in "12":
         made = [
@@ -246,7 +236,7 @@ def test_the_commands_distil_and_rank_sources(tmp_path, capsys):
         "--target",
         two,
         "--data",
-        "builtin:verdicts",
+        rows,
         "--rows",
         "6",
     ]

@@ -1,4 +1,4 @@
-"""Run as a script: fits that are killed for real, at named points of a write and at random moments, then given again.
+"""Run as a script: fits that are killed for real, after writes in every phase and at random moments, then given again.
 
     python killed_runs.py FOLDER SEED      prints JSON: for every scenario, one object per kill
 
@@ -22,7 +22,6 @@ import train_testbed as bed  # noqa: E402
 
 from luthier.host.part import Phase, method  # noqa: E402
 from luthier.methods.low_rank.lora import LoRA  # noqa: E402
-from luthier.methods.prompts.xprompt import XPrompt  # noqa: E402
 from luthier.signals.optimisers import adamw  # noqa: E402
 from luthier.train import checkpoint, outcome  # noqa: E402
 from luthier.train.fit import fit  # noqa: E402
@@ -114,11 +113,8 @@ class Everything(LoRA):
 
 
 SCENARIOS = {
-    "lora": (lambda: bed.lora(), {"epochs": 2}),
-    "xprompt": (lambda: XPrompt(length=4, pieces=4, scored=2), {"epochs": 2}),
     "everything": (lambda: Everything(rank=2), {"steps": 8}),
     "best": (lambda: bed.lora(), {"epochs": 4, "patience": 2, "rate": 3e-2}),
-    "cache": (lambda: LoRA(rank=2, targets="attention.query[-1:]"), {"epochs": 2}),
 }
 
 
@@ -157,23 +153,12 @@ def result(out):
 
 def choose(scenario, visits, took, rng):
     """(point, which visit of it, seconds until a kill from outside) of the kills of a scenario."""
-    if scenario == "lora":  # every point of every write
-        plans = [
-            (point, rng.randint(1, visits.count(point)), None)
-            for point in dict.fromkeys(visits)
-            if "curve" not in point
-        ]
-    else:
-        own = [p for p in dict.fromkeys(visits) if p.startswith("cache")]
-        plans = [(point, rng.randint(1, visits.count(point)), None) for point in own]
-        steps = visits.count("renamed")  # one write per step: inside every phase
-        plans += [
-            ("renamed", n, None) for n in sorted(rng.sample(range(1, steps + 1), min(STEPS[scenario], steps)))
-        ]
-    return [*plans, ("any moment", 0, rng.uniform(0.05, 0.8) * took)]
+    steps = visits.count("renamed")  # one write per step: inside every phase
+    chosen = sorted(rng.sample(range(1, steps + 1), min(STEPS[scenario], steps)))
+    return [*(("renamed", n, None) for n in chosen), ("any moment", 0, rng.uniform(0.05, 0.8) * took)]
 
 
-STEPS = {"xprompt": 4, "everything": 6, "best": 2, "cache": 1}
+STEPS = {"everything": 6, "best": 2}
 
 
 def kill_and_resume(scenario, folder, rng):

@@ -9,12 +9,6 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-WRITES = {"begun", "half of the tensors", "tensors written", "state written", "renamed", "done", "pruned"}
-FILES = {
-    f"{when} {name}"
-    for when in ("before", "after")
-    for name in ("run.json", "predictions.jsonl", "metrics.json", "DONE")
-}
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +24,13 @@ def kills(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("scenario", ["lora", "xprompt", "everything", "best", "cache"])
+@pytest.mark.parametrize("scenario", ["everything", "best"])
 def test_a_killed_run_resumes_bitwise(scenario, kills):
     assert len(kills[scenario]) > 2
     assert [k for k in kills[scenario] if not k["same"] or k["left"]] == []
 
 
-def test_every_point_of_a_write_was_reached(kills):
-    reached = {k["point"] for k in kills["lora"] if k["reached"]}
-    assert reached >= WRITES | FILES
-    assert {"cache: half written", "cache: shard written"} <= {
-        k["point"] for k in kills["cache"] if k["reached"]
-    }
+def test_every_point_was_reached(kills):
     assert [
         k for found in kills.values() for k in found if not k["reached"] and k["point"] != "any moment"
     ] == []
