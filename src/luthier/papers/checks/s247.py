@@ -10,7 +10,8 @@ from luthier.papers.claims import AtLeast, AtMost, Beats, Equals
 SHOTS, TASKS, TUNING = 6, 10, 3
 SYMBOLS, WORDS, OWN, LONG = 32, 16, 4, 3
 WIDTH, LAYERS = 64, 2
-PRETRAIN: dict[str, Any] = {"steps": 6000, "batch": 32, "rate": 2e-3}
+PRETRAIN: dict[str, Any] = {"steps": 2500, "copying": 750, "batch": 32, "rate": 2e-3}
+COPIED, PERIODS = 48, (4, 24)
 ROWS = {"validation": 64, "test": 200}
 SETTINGS: dict[str, Any] = {"steps": 60, "batch_size": SHOTS, "signal": "choices"}
 RATES = (1 / 3, 1.0, 3.0)
@@ -58,8 +59,8 @@ CHECK = Check(
         "testbed:llama",
         "testbed:gpt2",
     ),
-    data="the Llama and GPT-2 testbeds; a two-layer decoder that is pretrained here on episodes: two classes with four symbols of "
-    "their own each, named by random words",
+    data="the Llama and GPT-2 testbeds; a two-layer decoder that is pretrained here, first on words that repeat with a period, then on "
+    "episodes: two classes with four symbols of their own each, named by random words",
     against="the same demonstrations untrained; prompt tuning of the same length from random vectors; each at its own best of three "
     "learning rates, chosen on three further tasks",
     minutes=7,
@@ -179,16 +180,33 @@ class Episodes:
 
 
 def pretrained(seed: int) -> Any:
-    """A decoder that has read episodes: rows and their words, one after the other; every word is trained on."""
+    """A decoder that has read episodes: rows and their words, one after the other; every word is trained on.
+
+    First it reads words that repeat, with another period in every row. From episodes alone it learns in 6,000 steps only which
+    two words occur; from a period it learns to look up what came after the same before, which is where reading examples begins.
+    """
     from collections.abc import Iterator
 
-    from luthier.models.testbeds.small import decoder, train
+    import torch
+
+    from luthier.models.testbeds.small import SPECIAL, decoder, train
 
     words = [*(f"s{i}" for i in range(SYMBOLS)), *(f"w{i}" for i in range(WORDS))]
     model = decoder(words, seed, width=WIDTH, layers=LAYERS, positions=128)
     pre, episodes, n = model.preprocess, Episodes(seed), SHOTS + 2
 
+    rng = torch.Generator().manual_seed(seed)
+    vocabulary, at = model.base.config.vocab_size, torch.arange(COPIED)[None]
+
+    def repeating() -> dict[str, Any]:
+        once = torch.randint(len(SPECIAL), vocabulary, (PRETRAIN["batch"], PERIODS[1]), generator=rng)
+        period = torch.randint(*PERIODS, (PRETRAIN["batch"], 1), generator=rng)
+        ids = once.gather(1, at % period)
+        return {"input_ids": ids, "labels": ids.masked_fill(at < period, -100)}
+
     def batches() -> Iterator[dict[str, Any]]:
+        for _ in range(PRETRAIN["copying"]):
+            yield repeating()
         while True:
             inputs, targets = [], []
             for _ in range(PRETRAIN["batch"]):
