@@ -169,6 +169,7 @@ def paper(r: Row, found: Measured | None) -> str:
         "paper reports": text(r.claim),
         "check" if found else "proposed check": text(found.statement if found else r.check),
         "measured here": verdict,
+        "why partial": text(r.delivery.cause),
         "repeat it": f"<code>luthier check {text(r.id)}</code>" if found else "",
     })  # fmt: skip
     return (

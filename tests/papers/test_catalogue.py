@@ -113,7 +113,7 @@ def test_status_names_known_rows_and_is_whole():
 def test_record_holds_every_field_and_the_three_of_the_status():
     record = row("s282").record()
     assert list(record)[:6] == ["id", "title", "system", "status", "entry", "check"]
-    assert set(record) == {*FIELDS, "status", "entry", "statement"}
+    assert set(record) == {*FIELDS, "status", "entry", "cause", "statement"}
     assert record["check"] == "S282" and record["statement"] == row("S282").check
     assert json.loads(json.dumps(record)) == record
 

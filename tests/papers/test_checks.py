@@ -263,6 +263,9 @@ def test_no_row_says_works_without_a_stored_holding_and_fresh_result() -> None:
             assert found.fresh, f"{id}: code changed since it was measured. Run: luthier check {id} --store"
             works = found.holds and found.check.whole
             assert delivery.status == ("works" if works else "partial"), f"{id}: {found.figure}"
+            assert bool(delivery.cause) != works, (
+                f"{id}: status.json says why a measured row is partial, and of no other"
+            )
 
 
 def test_a_random_few_of_the_cheap_figures_are_measured_again() -> None:

@@ -174,6 +174,7 @@ def _print_full(r: Row, similar: dict[str, float]) -> None:
         "check": r.check,
         "stored check": f"luthier check {r.id}" if found else "none yet",
         "measured": f"{found.figure}: {'holds' if found.holds else 'DOES NOT HOLD'}" if found else "",
+        "cause": r.delivery.cause,
         "code": r.code,
         "similarity": f"{similar[r.id]:.2f}" if r.id in similar else "",
     }

@@ -83,7 +83,7 @@ class Delivery(BaseModel):
     """What status.json says of a row.
 
     works: a user runs `entry`, and a stored check holds. partial: `entry` runs, but something of the row, or
-    its check, is missing. guide: `entry` is a page or command that says how to do it. absent: not yet.
+    its check, is missing or does not hold; `cause` says why where it is known. guide: `entry` is a page or command that says how to do it. absent: not yet.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -91,6 +91,7 @@ class Delivery(BaseModel):
     status: State
     entry: str | None = None
     check: str | None = None
+    cause: str = ""
 
 
 ABSENT = Delivery(status="absent")

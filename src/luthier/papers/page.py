@@ -157,6 +157,7 @@ def _more(r: Row, found: Measured | None) -> str:
         "measured on": found.data if found else "",
         "against": found.against if found else "",
         "note": found.notes if found else "",
+        "why partial": r.delivery.cause,
         "when": f"{found.date}, {found.seconds:.4g} s" if found else "",
         "repeat it": f"luthier check {r.id}" if found else "",
         "effort": f"{r.effort}; runnable: {r.runnable}",
