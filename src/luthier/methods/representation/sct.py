@@ -59,7 +59,7 @@ class ChannelMap(Part):
         return {"W": (own, own), "b": Spec((own,), zeros)}
 
 
-@method("sct", targets="attention.output", rate=1e-3)
+@method("sct", targets="attention.output", rate=3e-2)
 class SCT(ChannelMap, ActivationEdit):
     reads = "block"
     stream = True
@@ -69,7 +69,7 @@ class SCT(ChannelMap, ActivationEdit):
         return h.index_add(-1, channels(t, h), change.to(h.dtype))
 
 
-@method("sct_outputs", targets="mlp.down", rate=1e-3)
+@method("sct_outputs", targets="mlp.down", rate=3e-2)
 class SCTOutputs(ChannelMap, WeightEdit):
     """SCT on what a layer returns, before its residual: the feed-forward layer's output, or with other targets query and value.
 

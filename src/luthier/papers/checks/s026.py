@@ -8,7 +8,7 @@ from typing import Any
 from luthier.papers.check import Check
 from luthier.papers.claims import AtMost, Beats, Equals
 
-SEEDS, RATES = range(3), (1.0, 3.0, 9.0)
+SEEDS, RATES = range(3), (1 / 3, 1.0, 3.0)
 ROWS = {"train": 600, "validation": 150, "test": 350}
 SETTINGS: dict[str, Any] = {"steps": 80, "batch_size": 32}
 ARMS: tuple[Any, ...] = ("largest", "random", "smallest")
