@@ -40,8 +40,7 @@ def test_a_start_is_learned_from_text_and_a_fit_begins_with_it(tmp_path, capsys)
     assert code == 0
     told = json.loads(said)
     assert told["meta"]["rows"] == 4 and told["clusters"] >= 3 and told["last_loss"] > 0
-    fit = ["fit", *MODEL, "--data", rows, "--method", "supmer"]
-    fit += ["--set", "length=2", "rank=4"]
+    fit = ["fit", *MODEL, "--data", rows, "--method", "supmer", "--set", "length=2", "rank=4"]
     code, said, _ = run(capsys, *fit, *QUICK, "--after", str(out), "--out", str(tmp_path / "run"), "--json")
     assert code == 0 and json.loads(said)["parameters"] == 2 * 160
     held = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]

@@ -83,7 +83,8 @@ class Delivery(BaseModel):
     """What status.json says of a row.
 
     works: a user runs `entry`, and a stored check holds. partial: `entry` runs, but something of the row, or
-    its check, is missing or does not hold; `cause` says why where it is known. guide: `entry` is a page or command that says how to do it. absent: not yet.
+    its check, is missing or does not hold; of a row that is measured `cause` says why. guide: `entry` is a
+    page or command that says how to do it. absent: not yet.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
