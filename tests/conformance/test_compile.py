@@ -35,6 +35,8 @@ def first_of_each_place() -> dict[str, str]:
     return found
 
 
+MOST_GRAPHS = 3
+"""In one forward of one block, of which the base alone takes one or two: what is attached leaves the graph nowhere."""
 CELLS = [Cell(m, a) for m in first_of_each_place().values() for a in ARCHITECTURES]
 
 
@@ -63,8 +65,9 @@ def test_compiled_equals_eager(cell: Cell) -> None:
     model, x = short(cell), cell.batch(rows=2, tokens=5)
     want = cell.result(model, x)
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     got = cell.result(torch.compile(model, backend="aot_eager"), x)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= MOST_GRAPHS
     bed.close(got, want, 1e-5)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from luthier.errors import ModelError
 from luthier.host.applicable import Reason, because
-from luthier.host.context import CURRENT
+from luthier.host.context import CURRENT, under_way
 
 if TYPE_CHECKING:
     from luthier.host.adapted import Adapted
@@ -78,7 +78,7 @@ class AttentionPort:
         """What computes the bias of its scores that depends on distance, where a part asked for it."""
 
     def active(self) -> list[tuple[At, Any]]:
-        return [(a, c) for a in self.edits if (c := a.ctx) is not None and a.placed.owner in c.active]
+        return [(a, c) for a, c in under_way(self.edits) if a.placed.owner in c.active]
 
 
 def bridge(placed: Placed, adapted: Adapted) -> Iterator[Any]:

@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from contextvars import ContextVar
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from luthier.errors import RunError
 
-CURRENT: ContextVar[Context | None] = ContextVar("luthier_context", default=None)
-"""A ContextVar, so that two threads which share a model do not read each other's context."""
+if TYPE_CHECKING:
+    from luthier.host.placed import At
+
+
+class Current(threading.local):
+    """The context of this thread's forward, if any: two threads which share a model do not read each other's.
+
+    A forward neither awaits nor yields, so one for each thread is enough, and compilers read it without leaving the graph (a ContextVar
+    they do not).
+    """
+
+    now: Context | None = None
+
+    def get(self) -> Context | None:
+        return self.now
+
+    def set(self, ctx: Context | None) -> Context | None:
+        """-> what was there, for `reset`."""
+        before, self.now = self.now, ctx
+        return before
+
+    def reset(self, before: Context | None) -> None:
+        self.now = before
+
+
+CURRENT = Current()
 
 GIVEN = frozenset(
     {
@@ -151,3 +175,9 @@ def pieces(positions: Tensor | None) -> Tensor | None:
     if not starts.any():
         return None
     return torch.nn.functional.pad(starts.long().cumsum(1), (1, 0))
+
+
+def under_way(edits: Sequence[At]) -> list[tuple[At, Context]]:
+    """Those whose model's forward is under way, each with its context."""
+    with_context = [(at, at.ctx) for at in edits]  # with `:=` in a comprehension compilers leave the graph
+    return [(at, ctx) for at, ctx in with_context if ctx is not None]

@@ -14,6 +14,7 @@ from luthier.host.exchange import Chain
 from luthier.host.sites import is_transposed
 
 _SWAPPING = threading.RLock()
+_CONVOLUTIONS: dict[type, Any] = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 
 
 def first(args: tuple, kwargs: Mapping[str, Any]) -> Any:
@@ -36,6 +37,10 @@ def call_with(module: Any, parameters: Mapping[str, Tensor], args: tuple, kwargs
         )
     if is_transposed(module):
         return F.linear(args[0], parameters["weight"].T, parameters.get("bias"))
+    if kind in _CONVOLUTIONS and module.padding_mode == "zeros":
+        weight, bias = parameters["weight"], parameters.get("bias")
+        how = module.stride, module.padding, module.dilation, module.groups
+        return _CONVOLUTIONS[kind](args[0], weight, bias, *how)
     chain = module.__dict__.get("forward")
     if chain is None or (isinstance(chain, Chain) and chain.before is None):
         own = copy.copy(module)  # shares all but the table of parameters: other threads see nothing of it

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from luthier.errors import ModelError, OptionError
 from luthier.host.applicable import Reason, because, rows_share
+from luthier.host.context import under_way
 from luthier.host.exchange import EDITED, exchange
 from luthier.host.functional import call_with, first, rowwise
 from luthier.host.part import Part, T
@@ -250,12 +251,9 @@ class Port:
         return call_with(self.module, now, args, kwargs)
 
     def forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        on = [
-            (a, c)
-            for a in self.edits
-            if (c := a.ctx) is not None and a.placed.owner in c.active and a.placed.owner not in c.folded
-        ]
-        unfolded = bool(self.kept) and any(c.unfolded for a in self.edits if (c := a.ctx) is not None)
+        edits = under_way(self.edits)
+        on = [(a, c) for a, c in edits if a.placed.owner in c.active and a.placed.owner not in c.folded]
+        unfolded = bool(self.kept) and any(c.unfolded for _, c in edits)
         if unfolded:
             original = self.unmerged
         if not on:
