@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -92,6 +93,12 @@ def _add_rooms() -> None:
 _add_rooms()
 
 
+@cache
+def commands() -> Any:
+    """The program: made once, however often `main` is called."""
+    return typer.main.get_command(app)
+
+
 def pairs_after_set(arguments: Sequence[str]) -> list[str]:
     """Let `--set` take pairs until the next option: `--set a=1 b=2` becomes `--set a=1 --set b=2`."""
     result: list[str] = []
@@ -137,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Accepted anywhere, also behind the command, where people write it.
     given = address_after_ray(pairs_after_set([a for a in given if a != "--debug"]))
     try:
-        code = app(given, prog_name="luthier", standalone_mode=False)
+        code = commands()(given, prog_name="luthier", standalone_mode=False)
         sys.stdout.flush()
         if code == 130:  # typer swallows Ctrl-C
             _say("interrupted")

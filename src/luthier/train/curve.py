@@ -25,7 +25,8 @@ def learning_curve(records: Sequence[Mapping[str, Any]], metric: str, title: str
     losses = [(r["step"], r["loss"]) for r in records if "loss" in r]
     scores = [(r["step"], r["validation"][metric]) for r in records if metric in r.get("validation", {})]
     with matplotlib.rc_context({"svg.hashsalt": "luthier", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(7, 3.6), layout="constrained")
+        figure = Figure(figsize=(7, 3.6))
+        figure.subplots_adjust(left=0.11, right=0.89, bottom=0.15, top=0.9)
         FigureCanvasSVG(figure)
         axes = figure.subplots()
         if losses:

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from luthier.errors import RunError
 from luthier.host.places.factored import STANDS_FOR
@@ -43,6 +42,17 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(seen.values())
 
 
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in an operation's arguments or results."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            yield from tensors_in(v)
+    elif isinstance(value, dict):
+        yield from tensors_in(tuple(value.values()))
+
+
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of tensors made inside the mode that are alive: now, at most, and at every allocation."""
 
@@ -54,15 +64,17 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
-        known = {t.untyped_storage()._cdata for t in tree_flatten((args, kwargs))[0] if torch.is_tensor(t)}
-        for t in tree_flatten(out)[0]:
-            if torch.is_tensor(t) and t.device.type != "meta":
-                self._count(t.untyped_storage(), known)
+        made = [t.untyped_storage() for t in tensors_in(out) if t.device.type != "meta"]
+        if made := [s for s in made if s._cdata not in self.held]:
+            known = {t.untyped_storage()._cdata for t in tensors_in((args, kwargs))}
+            for storage in made:
+                if storage._cdata not in known:
+                    self._count(storage)
         return out
 
-    def _count(self, storage: Any, known: set[int]) -> None:
+    def _count(self, storage: Any) -> None:
         key = storage._cdata
-        if key in self.held or key in known:
+        if key in self.held:  # two outputs share it
             return
         size = storage.nbytes()
         self.held[key] = size
