@@ -32,7 +32,7 @@ run: setup ## compare 7 ways of adapting a real pretrained model on real data (a
 
 test: setup ## lint, types and all tests
 	@$(MAKE) --no-print-directory lint types
-	@$(TEST_ENV) $(BIN)/python -m pytest -n 2
+	@$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup ## ruff: rules and formatting
 	@$(BIN)/ruff check src tests tools

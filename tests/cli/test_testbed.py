@@ -5,14 +5,18 @@ import json
 import pytest
 
 from luthier.cli.main import main
-from luthier.models.testbeds import card, measures
+from luthier.models.testbeds import card, corpus, measures, texts
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Measurements on a handful of instances."""
+    """Measurements on a handful of instances, and little to read before."""
     monkeypatch.setattr(measures, "QUICK", 3)
     monkeypatch.setattr(measures, "TEXTS_QUICK", 5)
+    monkeypatch.setattr(corpus, "training", corpus.held_out_texts)
+    texts.documentation.cache_clear()
+    yield
+    texts.documentation.cache_clear()
 
 
 def test_list_names_every_installed_testbed_with_its_figures(capsys):

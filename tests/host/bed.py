@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -57,18 +56,18 @@ def llama(**options: Any) -> nn.Module:
     return tr.LlamaForCausalLM(config)
 
 
-def gpt2() -> nn.Module:
+def gpt2(blocks: int = 3) -> nn.Module:
     config = tr.GPT2Config(
-        vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=3, n_head=4, n_positions=64, initializer_range=0.3,
+        vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=blocks, n_head=4, n_positions=64, initializer_range=0.3,
         pad_token_id=0, bos_token_id=1, eos_token_id=None, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
     return tr.GPT2LMHeadModel(config)
 
 
-def t5(blocks: int = 3) -> nn.Module:
+def t5(blocks: int = 3, factor: float = 1.0) -> nn.Module:
     config = tr.T5Config(
         vocab_size=VOCABULARY, d_model=WIDTH, d_kv=8, d_ff=64, num_layers=blocks, num_heads=4,
-        feed_forward_proj="gated-gelu", decoder_start_token_id=0, initializer_factor=1.0, pad_token_id=0,
+        feed_forward_proj="gated-gelu", decoder_start_token_id=0, initializer_factor=factor, pad_token_id=0,
         eos_token_id=None, dropout_rate=0.0,
     )  # fmt: skip
     return tr.T5ForConditionalGeneration(config)
@@ -90,23 +89,15 @@ def mamba() -> nn.Module:
     return tr.MambaForCausalLM(config)
 
 
-BASES: dict[str, Callable[[], nn.Module]] = {
+BASES: dict[str, Callable[..., nn.Module]] = {
     "bert": bert, "llama": llama, "gpt2": gpt2, "t5": t5, "vit": vit, "mamba": mamba, "plain": Plain,
 }  # fmt: skip
 
 
-@cache
-def _weights(name: str) -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    return BASES[name]().state_dict()
-
-
-def base(name: str) -> nn.Module:
+def base(name: str, **options: Any) -> nn.Module:
     """A fresh model, the same each time, frozen so that arithmetic does not depend on gradients."""
     torch.manual_seed(0)
-    model = BASES[name]()
-    model.load_state_dict(_weights(name))
-    return model.eval().requires_grad_(False)
+    return BASES[name](**options).eval().requires_grad_(False)
 
 
 def batch(name: str, rows: int = 4, tokens: int = 9, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -24,7 +24,7 @@ def test_sensitivity_is_the_sum_of_the_base_s_own_squared_gradients(architecture
     part = SensitivityTuning(size=2, batches=3)
     run = run_of(part, architecture)
     found = part.sensitivity(run)
-    base = bed.base(architecture)
+    base = Cell("sensitivity_tuning", architecture, part).base()
     plain = Run(Adapted(base), [], run.batches, run.objective, Recipe(1))
     own = {n: p.requires_grad_(True) for n, p in base.named_parameters() if n in found}
     assert own.keys() == found.keys()
