@@ -14,9 +14,14 @@ def small(monkeypatch):
     monkeypatch.setattr(measures, "QUICK", 3)
     monkeypatch.setattr(measures, "TEXTS_QUICK", 5)
     monkeypatch.setattr(corpus, "training", corpus.held_out_texts)
-    texts.documentation.cache_clear()
+    forget()
     yield
+    forget()
+
+
+def forget():
     texts.documentation.cache_clear()
+    measures.trigram.cache_clear()
 
 
 def test_list_names_every_installed_testbed_with_its_figures(capsys):
