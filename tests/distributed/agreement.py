@@ -1,10 +1,14 @@
-"""Run as a script, alone or under torchrun: `agreement.py FOLDER`. Fits without dropout; every fit in a folder of its own.
+"""Run as a script, alone or under torchrun: `agreement.py FOLDER INPUTS`. Fits without dropout; every fit in a folder of its own.
 
 `NAME-gradients` holds the first step's gradients; `NAME` is the run folder of a fit of ten steps, `NAME-shard` of one with
-the base sharded (two processes only). shards.json says what was seen of the sharded bases.
+the base sharded (two processes only). shards.json says what was seen of the sharded bases. Then commands on INPUTS: each has its own
+folder, and `NAME.RANK.json` holds its code and what that process said.
 """
 
+import contextlib
+import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -60,8 +64,47 @@ def keep_first_gradients(path):
     return lambda: setattr(running.Run, "check_reached", original)
 
 
-def main(folder):
+def given(command, inputs, out, *more):
+    """The arguments of a command on a tiny BERT and its rows."""
+    where = ["--model", inputs / "bert", "--data", inputs / "rows.csv", "--batch-size", "16", "--out", out]
+    return [str(a) for a in (command, *where, *more)]
+
+
+def fit_command(inputs, out, *more):
+    return given("fit", inputs, out, "--method", "lora", "--set", "rank=2", "--steps", "24", *more)
+
+
+def compare_command(inputs, out, *more):
+    methods = "lora:rank=2,lora:rank=1000,bitfit"  # the second cannot be
+    plain = ["--epochs", "1", "--no-grid", "--seeds", "2", "--quiet"]
+    return given("compare", inputs, out, "--methods", methods, *plain, *more)
+
+
+def say(folder, name, arguments):
+    """Give a command to the processes that there are."""
+    from luthier.cli.main import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(arguments)
+    said = {"code": code, "out": out.getvalue(), "err": err.getvalue()}
+    (folder / f"{name}.{os.environ.get('RANK', '0')}.json").write_text(json.dumps(said))
+
+
+def commands(folder, inputs):
+    say(folder, "compare", compare_command(inputs, folder / "compare"))
+    if world() > 1:
+        say(folder, "fit", fit_command(inputs, folder / "fit"))
+        say(folder, "refused", fit_command(inputs, folder / "refused", "--set", "rank=1000"))
+
+
+def main(folder, inputs):
     folder.mkdir(parents=True, exist_ok=True)
+    fits(folder)
+    commands(folder, inputs)
+
+
+def fits(folder):
     for name in CASES:
         undo = keep_first_gradients(folder / f"{name}-gradients")
         _, go = job(name, folder / name, clip=None)
@@ -120,4 +163,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -70,16 +70,6 @@ def run(*command, limit=LIMIT):
 
 
 @pytest.fixture(scope="session")
-def fitted(tmp_path_factory):
-    """`1/` by one process, `2/` by two."""
-    folder = tmp_path_factory.mktemp("agreement")
-    for where, launcher in (("1", [sys.executable]), ("2", TORCHRUN)):
-        code, _, err = run(*launcher, HERE / "agreement.py", folder / where)
-        assert code == 0, err[-3000:]
-    return folder
-
-
-@pytest.fixture(scope="session")
 def inputs(tmp_path_factory):
     """A folder with a tiny BERT and rows: bert/, rows.csv."""
     from e2e_testbed import save_bert, save_rows
@@ -87,4 +77,14 @@ def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     save_bert(folder / "bert")
     save_rows(folder / "rows.csv")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fitted(inputs, tmp_path_factory):
+    """`1/` by one process, `2/` by two."""
+    folder = tmp_path_factory.mktemp("agreement")
+    for where, launcher in (("1", [sys.executable]), ("2", TORCHRUN)):
+        code, _, err = run(*launcher, HERE / "agreement.py", folder / where, inputs)
+        assert code == 0, err[-3000:]
     return folder

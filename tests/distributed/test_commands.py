@@ -8,10 +8,12 @@ import sys
 import time
 
 import pytest
+from agreement import compare_command, fit_command
 from conftest import LIMIT, TORCHRUN, finish, run, start
 from safetensors.torch import load_file
 
-ALONE = [sys.executable]
+LUTHIER = ["-m", "luthier"]
+ALONE = [sys.executable, *LUTHIER]
 CLOCKED = (
     "seconds",
     "seconds_train",
@@ -24,36 +26,6 @@ CLOCKED = (
 )
 
 
-def luthier(launcher, command, inputs, out, *more):
-    given = ["--model", inputs / "bert", "--data", inputs / "rows.csv", "--batch-size", "16", "--out", out]
-    return [*launcher, "-m", "luthier", command, *given, *more]
-
-
-def fit(launcher, inputs, out, *more):
-    return luthier(
-        launcher, "fit", inputs, out, "--method", "lora", "--set", "rank=2", "--steps", "24", *more
-    )
-
-
-def compare(launcher, inputs, out, *more):
-    methods = "lora:rank=2,lora:rank=1000,bitfit"  # the second cannot be
-    return luthier(
-        launcher,
-        "compare",
-        inputs,
-        out,
-        "--methods",
-        methods,
-        "--epochs",
-        "1",
-        "--no-grid",
-        "--seeds",
-        "2",
-        "--quiet",
-        *more,
-    )
-
-
 def unclocked(value):
     """Without what a clock or the machine decides."""
     if isinstance(value, dict):
@@ -61,21 +33,27 @@ def unclocked(value):
     return [unclocked(v) for v in value] if isinstance(value, list) else value
 
 
-@pytest.fixture(scope="module")
-def serial(inputs, tmp_path_factory):
-    out = tmp_path_factory.mktemp("serial") / "out"
-    code, _, err = run(*compare(ALONE, inputs, out))
-    assert code == 1, err  # an arm failed
-    return out
+def said(folder, name):
+    """(codes, what was printed, what was said beside it) of the processes that were given a command in `agreement.py`."""
+    each = [json.loads(p.read_text()) for p in sorted(folder.glob(f"{name}.*.json"))]
+    assert each
+    return [e["code"] for e in each], "".join(e["out"] for e in each), "".join(e["err"] for e in each)
 
 
-def test_fit_prints_once_and_one_killed_process_is_made_good_by_the_same_command(inputs, tmp_path):
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    code, said, err = run(*fit(TORCHRUN, inputs, whole))
-    assert code == 0, err[-3000:]
+@pytest.fixture
+def serial(fitted):
+    codes, _, err = said(fitted / "1", "compare")
+    assert codes == [1], err  # an arm failed
+    return fitted / "1" / "compare"
+
+
+def test_fit_prints_once_and_one_killed_process_is_made_good_by_the_same_command(inputs, fitted, tmp_path):
+    whole, out = fitted / "2" / "fit", tmp_path / "out"
+    codes, printed, err = said(fitted / "2", "fit")
+    assert codes == [0, 0], err[-3000:]
     assert (
-        said.count("test:")
-        == said.count("trained numbers:")
+        printed.count("test:")
+        == printed.count("trained numbers:")
         == err.count("Written to")
         == err.count("example:")
         == 1
@@ -91,24 +69,24 @@ def test_fit_prints_once_and_one_killed_process_is_made_good_by_the_same_command
     code, _, _ = finish(process)
     assert code != 0 and not (out / "DONE").exists()
 
-    code, said, err = run(*fit(TORCHRUN, inputs, out))
+    code, _, err = run(*TORCHRUN, *LUTHIER, *fit_command(inputs, out))
     assert code == 0, err[-3000:]
     assert err.count("Going on from step") == 1
     a, b = (load_file(f / "adaptation" / "tensors.safetensors") for f in (whole, out))
     assert all((a[k] == b[k]).all() for k in a)
 
 
-def test_a_failure_of_one_process_or_of_all_ends_them_with_one_message(inputs, tmp_path):
-    code, _, err = run(*fit(TORCHRUN, inputs, tmp_path / "a", "--set", "rank=1000"))
-    assert code != 0 and err.count("error:") == 1, err[-3000:]
+def test_a_failure_of_one_process_or_of_all_ends_them_with_one_message(inputs, fitted, tmp_path):
+    codes, _, err = said(fitted / "2", "refused")
+    assert codes == [2, 2] and err.count("error:") == 1, err[-3000:]
     code, _, err = run(*TORCHRUN, __file__, tmp_path / "b", inputs, "fail")
     assert code != 0 and err.count("error: no room in rank 1") == 1 and err.count("error: ") == 1, err[-3000:]
 
 
-def test_compare_under_torchrun_is_that_of_one_process(inputs, serial, tmp_path):
-    code, said, err = run(*compare(TORCHRUN, inputs, tmp_path / "out"))
-    assert code == 1 and said.count("Report:") == 1, err[-3000:]
-    one, two = (json.loads((f / "results.json").read_text()) for f in (serial, tmp_path / "out"))
+def test_compare_under_torchrun_is_that_of_one_process(fitted, serial):
+    codes, printed, err = said(fitted / "2", "compare")
+    assert codes == [1, 1] and printed.count("Report:") == 1, err[-3000:]
+    one, two = (json.loads((f / "results.json").read_text()) for f in (serial, fitted / "2" / "compare"))
     for a, b in zip(one["arms"], two["arms"], strict=True):
         assert (a["status"], a["error"], a["rate"]) == (b["status"], b["error"], b["rate"])
         for x, y in zip(a["runs"], b["runs"], strict=True):
@@ -124,14 +102,14 @@ def check_same(serial, out):
 
 def test_workers_make_what_one_process_makes_also_after_a_kill(inputs, serial, tmp_path):
     out = tmp_path / "out"
-    process = start(compare(ALONE, inputs, out, "--workers", "2"))
+    process = start([*ALONE, *compare_command(inputs, out, "--workers", "2")])
     limit = time.monotonic() + LIMIT
     while not any(out.glob("runs/*/run.json")):
         assert time.monotonic() < limit and process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     finish(process)
-    code, _, err = run(*compare(ALONE, inputs, out, "--workers", "2"))
+    code, _, err = run(*ALONE, *compare_command(inputs, out, "--workers", "2"))
     assert code == 1, err[-3000:]  # an arm failed, as in the other
     check_same(serial, out)
 
@@ -139,7 +117,7 @@ def test_workers_make_what_one_process_makes_also_after_a_kill(inputs, serial, t
 def test_a_ray_cluster_makes_what_one_process_makes(inputs, serial, tmp_path):
     if importlib.util.find_spec("ray") is None:
         pytest.skip("ray is not installed")
-    code, _, err = run(*compare(ALONE, inputs, tmp_path / "out", "--ray", "local", "--workers", "2"))
+    code, _, err = run(*ALONE, *compare_command(inputs, tmp_path / "out", "--ray", "local", "--workers", "2"))
     assert code == 1, err[-3000:]
     check_same(serial, tmp_path / "out")
 
@@ -165,7 +143,7 @@ def main(out, inputs, fault=""):
 
     Watch.after_step = after_step
     Path(f"{out}.pid-{rank}").write_text(str(os.getpid()))
-    return main([str(a) for a in fit([], Path(inputs), out)[2:]])
+    return main(fit_command(Path(inputs), out))
 
 
 if __name__ == "__main__":
